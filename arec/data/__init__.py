@@ -1,0 +1,1 @@
+"""Data sets: sources -> interactions -> k-core -> leave-one-out -> batches."""

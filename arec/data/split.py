@@ -1,0 +1,75 @@
+"""Leave-one-out: the last item of a user is for testing, the one before for validation."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from arec.data.interactions import Sequences
+
+Stage = Literal["valid", "test"]
+
+# From the end of a user's sequence.
+_TARGET_POSITION = {"valid": 2, "test": 1}
+
+
+class LeaveOneOut:
+    """Who is trained and ranked on what.
+
+    Of n >= 3 items of a user the first n - 2 are for training, item n - 1 is the validation target
+    and item n the test target. Users with fewer than 3 items train with all they have and are
+    ranked at no stage.
+
+    Attributes:
+        sequences: the data that is split, shared and not copied.
+        train_lengths: (U,) int64, the first so many items of each user are for training.
+        eval_users: (E,) int64, users with 3 items or more, ascending.
+        num_train_only: number of the other users.
+    """
+
+    def __init__(self, sequences: Sequences) -> None:
+        lengths = sequences.lengths
+        evaluated = lengths >= 3
+        self.sequences = sequences
+        self.train_lengths = np.where(evaluated, lengths - 2, lengths)
+        self.eval_users = np.flatnonzero(evaluated)
+        self.num_train_only = sequences.num_users - len(self.eval_users)
+        for array in (self.train_lengths, self.eval_users):
+            array.setflags(write=False)
+
+    def targets(self, stage: Stage) -> np.ndarray:
+        """(E,) int32, the item to be found for each of `eval_users`.
+
+        Raises:
+            ValueError: `stage` is neither "valid" nor "test".
+        """
+        ends = self.sequences.offsets[self.eval_users + 1]
+        return self.sequences.items[ends - _from_end(stage)]
+
+    def history_lengths(self, stage: Stage) -> np.ndarray:
+        """(E,) int64, the history of user u is `sequences[u][:length]`, all items before the target.
+
+        At the test stage the validation item is part of it.
+
+        Raises:
+            ValueError: `stage` is neither "valid" nor "test".
+        """
+        return self.sequences.lengths[self.eval_users] - _from_end(stage)
+
+    def train_counts(self) -> np.ndarray:
+        """(num_items + 1,) int64, how often each item occurs in the training part (padding: 0)."""
+        sequences = self.sequences
+        # +1 where a user's training part begins, -1 where it ends: the running sum marks it.
+        edges = np.zeros(sequences.num_interactions + 1, dtype=np.int64)
+        starts = sequences.offsets[:-1]
+        np.add.at(edges, starts, 1)
+        np.add.at(edges, starts + self.train_lengths, -1)
+        in_training = np.cumsum(edges[:-1]) > 0
+        return np.bincount(sequences.items[in_training], minlength=sequences.num_items + 1)
+
+
+def _from_end(stage: str) -> int:
+    if stage not in _TARGET_POSITION:
+        raise ValueError(f"stage: expected 'valid' or 'test', got {stage!r}")
+    return _TARGET_POSITION[stage]

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from arec.data.interactions import Sequences
+from arec.data.split import LeaveOneOut
+
+
+def sequences_of(*users: list[int], num_items: int = 9) -> Sequences:
+    return Sequences(
+        name="tiny",
+        items=np.array([item for user in users for item in user], dtype=np.int32),
+        offsets=np.cumsum([0, *map(len, users)], dtype=np.int64),
+        item_ids=np.array([f"item {i}" for i in range(1, num_items + 1)], dtype=object),
+        user_ids=np.array([f"user {u}" for u in range(len(users))], dtype=object),
+    )
+
+
+def test_last_item_is_test_and_the_one_before_validation():
+    split = LeaveOneOut(sequences_of([1, 2, 3, 4], [5, 6], [7, 8, 9], [1]))
+    assert split.eval_users.tolist() == [0, 2]
+    assert split.targets("valid").tolist() == [3, 8]
+    assert split.targets("test").tolist() == [4, 9]
+    assert split.history_lengths("valid").tolist() == [2, 1]
+    assert split.history_lengths("test").tolist() == [3, 2]
+
+
+def test_short_users_train_with_everything_and_are_counted():
+    split = LeaveOneOut(sequences_of([1, 2, 3, 4], [5, 6], [7, 8, 9], [1], []))
+    assert split.train_lengths.tolist() == [2, 2, 1, 1, 0]
+    assert split.num_train_only == 3
+
+
+def test_history_never_holds_the_target_position():
+    split = LeaveOneOut(sequences_of([1, 2, 3, 4, 5], [5, 6, 7]))
+    for stage in ("valid", "test"):
+        for user, length, target in zip(
+            split.eval_users, split.history_lengths(stage), split.targets(stage), strict=True
+        ):
+            assert split.sequences[user][length] == target
+
+
+def test_train_counts_are_of_the_training_part_only():
+    users = [[1, 2, 1, 2, 3], [3, 3], [], [4, 5, 6], [2]]
+    expected = np.zeros(10, dtype=int)
+    for part in ([1, 2, 1], [3, 3], [4], [2]):
+        for item in part:
+            expected[item] += 1
+    assert LeaveOneOut(sequences_of(*users)).train_counts().tolist() == expected.tolist()
+
+
+def test_unknown_stage_is_refused():
+    split = LeaveOneOut(sequences_of([1, 2, 3]))
+    with pytest.raises(ValueError, match="stage"):
+        split.targets("train")
+    with pytest.raises(ValueError, match="stage"):
+        split.history_lengths("train")
+
+
+def test_arrays_cannot_be_written():
+    sequences = sequences_of([1, 2, 3])
+    split = LeaveOneOut(sequences)
+    for array in (
+        sequences.items,
+        sequences.offsets,
+        sequences.item_ids,
+        sequences.user_ids,
+        sequences[0],
+        split.train_lengths,
+        split.eval_users,
+    ):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"items": np.array([1, 2, 10], dtype=np.int32)}, "items"),
+        ({"items": np.array([0, 2, 3], dtype=np.int32)}, "items"),
+        ({"items": np.array([1, 2, 3])}, "items"),
+        ({"offsets": np.array([0, 2])}, "offsets"),
+        ({"offsets": np.array([0, 1, 3])}, "offsets"),
+        ({"offsets": np.array([0, 3], dtype=np.int32)}, "offsets"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(change, message):
+    parts = vars(sequences_of([1, 2, 3])) | change
+    with pytest.raises(ValueError, match=message):
+        Sequences(**parts)
