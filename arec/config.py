@@ -1,0 +1,165 @@
+"""Every setting of a run: typed, documented, validated.
+
+The TOML file, the command line (``--learning-rate`` for ``learning_rate``) and :class:`Config`
+say the same names.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from arec.errors import UserError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class ConfigError(UserError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class Config(BaseModel):
+    """Settings of one training run; the defaults train AdaptiveRec on the built-in data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["sasrec", "duorec", "adaptiverec"] = Field(
+        "adaptiverec", description="what is trained"
+    )
+
+    # Data
+    dataset: str = Field(
+        "builtin", description="builtin, ml-1m, ml-100k, beauty, or the path of your own file"
+    )
+    data_dir: Path | None = Field(
+        None, description="folder that already holds the data set's file; else it is fetched"
+    )
+    user_column: str = Field("user", description="column of the user in a CSV or Parquet file")
+    item_column: str = Field("item", description="column of the item in a CSV or Parquet file")
+    time_column: str = Field("timestamp", description="column of the time in a CSV or Parquet file")
+    k_core: int = Field(
+        5, ge=1, description="drop users and items with fewer interactions, repeatedly"
+    )
+
+    # Model
+    hidden_size: int = Field(64, ge=1, description="width d of embeddings and hidden states")
+    layers: int = Field(2, ge=1, description="transformer layers")
+    heads: int = Field(2, ge=1, description="attention heads; must divide hidden_size")
+    feed_forward: int = Field(256, ge=1, description="inner width of the feed-forward layers")
+    dropout: float = Field(0.2, ge=0, lt=1, description="of embeddings and layer outputs")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
+    norm_first: bool = Field(True, description="pre-norm layers instead of post-norm")
+    max_length: int = Field(50, ge=1, description="items of a sequence that the model sees")
+
+    # Training
+    epochs: int = Field(20, ge=1, description="passes over the users, at most")
+    batch_size: int = Field(128, ge=1, description="sequences a step; the contrastive N is twice it")
+    learning_rate: float = Field(2e-3, gt=0, description="peak rate of AdamW")
+    weight_decay: float = Field(0.01, ge=0, description="of AdamW")
+    warmup_epochs: float = Field(2.0, ge=0, description="linear warm-up, then cosine decay to 0")
+    random_windows: float = Field(
+        0.5, ge=0, le=1, description="share of long sequences that give a random window, not the last"
+    )
+    gradient_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    patience: int = Field(
+        10, ge=1, description="stop after so many epochs without a better validation NDCG@10"
+    )
+    filter_history: bool = Field(
+        True, description="choose the checkpoint by the ranking without the user's own history"
+    )
+    seed: int = Field(0, ge=0, description="of data, initialisation, batches and dropout")
+    device: str = Field("auto", description="auto, cpu or cuda")
+
+    # Contrastive learning
+    views: Literal["un", "su", "us", "us_x"] = Field(
+        "us_x",
+        description="pairs of DuoRec: un (h, h'), su (h, h_sem), us both, us_x (h', h_sem)",
+    )
+    lambda_cl: float = Field(0.1, ge=0, description="weight of the contrastive loss (Eq. 9)")
+    temperature: float = Field(1.0, gt=0, description="cosines are divided by it (the paper: 1)")
+    same_target_negatives: bool = Field(
+        True, description="rows of a batch with the same target count as negatives"
+    )
+    positives: bool = Field(
+        True, description="pairs above SimThres become positives (Eq. 9), not only masked (Eq. 8)"
+    )
+    partner_weight: float = Field(
+        0.5, gt=0, le=1, description="label weight of the augmented partner; the others share the rest"
+    )
+    denominator: Literal["negatives", "all"] = Field(
+        "negatives", description="pairs above SimThres leave the denominator (paper) or stay"
+    )
+    weighting: Literal["label", "label-unnormalised", "printed"] = Field(
+        "label", description="how Eq. 9's weights are read"
+    )
+    threshold_grad: float | None = Field(
+        None, gt=0, description="width of the straight-through gradient to SimThres; none: paper"
+    )
+    quantile: float = Field(
+        0.9, gt=0, lt=1, description="k_stat: share of similarities below the statistical SimThres"
+    )
+    regulariser: Literal["paper", "released"] = Field(
+        "paper",
+        description="paper: λ·‖k − k̄‖²/2B with the previous epoch's quantile k̄, inside λ_cl; "
+        "released: 0.1·‖k − s̄‖ with the mean of its batches' quantiles, outside",
+    )
+    lambda_reg: float = Field(0.1, ge=0, description="weight λ of the paper's regulariser (Eq. 9)")
+    regularise_encoder: bool = Field(
+        True, description="the regulariser's gradient goes on into the encoder, as released"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"heads: expected a divisor of hidden_size={self.hidden_size}")
+        if self.weighting == "printed" and self.partner_weight == 1:
+            raise ValueError('partner_weight: expected less than 1 with weighting = "printed"')
+        return self
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Config:
+        """Validate settings by name.
+
+        Raises:
+            ConfigError: one line naming the first setting that is wrong and what was expected.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                raise ConfigError(f"{name}: no such setting; see --help for all of them") from None
+            message = first["msg"].removeprefix("Value error, ")
+            where = f"{name}: {message}, got {first['input']!r}" if name else message
+            raise ConfigError(where) from None
+
+    @classmethod
+    def read_settings(cls, source: str | Path) -> dict[str, Any]:
+        """Settings in a TOML file, or in the recipe of that name.
+
+        Raises:
+            ConfigError: there is no such file or recipe, or it is not TOML.
+        """
+        path = RECIPES / f"{source}.toml"
+        if not path.is_file():
+            path = Path(source)
+        try:
+            return tomllib.loads(path.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path}: not valid TOML: {error}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not a text file"
+            names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
+            raise ConfigError(
+                f"{source}: {reason}; expected a TOML file or one of the recipes: {names}"
+            ) from None
+
+    def to_toml(self) -> str:
+        """The settings as TOML text; one that is None stays out, being the default."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))

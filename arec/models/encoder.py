@@ -1,0 +1,151 @@
+"""Transformer encoder of item sequences, causal (SASRec) or bidirectional (BERT4Rec)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward layer, pre-norm or post-norm."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        heads: int,
+        feed_forward: int,
+        dropout: float,
+        attention_dropout: float,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_first = norm_first
+        self.attention_dropout = attention_dropout
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+        self.attention_norm = nn.LayerNorm(hidden_size)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(hidden_size, feed_forward), nn.GELU(), nn.Linear(feed_forward, hidden_size)
+        )
+        self.feed_forward_norm = nn.LayerNorm(hidden_size)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Tensor,  # (B, L, d)
+        key_mask: Tensor | None,  # (B, 1, 1, L) bool, True where a key may be attended; None: causal
+        query_position: Tensor | None = None,  # (B,) compute this position only
+    ) -> Tensor:  # (B, L, d), or (B, 1, d) with query_position
+        source = self.attention_norm(x) if self.norm_first else x
+        target = source
+        if query_position is not None:
+            rows = torch.arange(x.shape[0], device=x.device)
+            x, target = x[rows, query_position, None], source[rows, query_position, None]
+        x = x + self.dropout(self._attend(target, source, key_mask))
+        if not self.norm_first:
+            x = self.attention_norm(x)
+        y = self.feed_forward(self.feed_forward_norm(x) if self.norm_first else x)
+        x = x + self.dropout(y)
+        return x if self.norm_first else self.feed_forward_norm(x)
+
+    def _attend(self, target: Tensor, source: Tensor, key_mask: Tensor | None) -> Tensor:
+        query = self.query(target).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.key_value(source).chunk(2, dim=-1)
+        )
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=key_mask,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+            is_causal=key_mask is None,
+        )
+        return self.output(attended.transpose(1, 2).flatten(2))
+
+
+class Encoder(nn.Module):
+    """Item and position embeddings under a stack of :class:`Block`.
+
+    Sequences are padded on the right with item 0, so that causal attention needs no mask: no
+    real position ever looks at padding. Positions are counted back from the end of the sequence:
+    the last item always has the same position embedding, whatever the length.
+
+    Args:
+        num_items: items are 1..num_items; 0 is padding.
+        causal: attend to earlier positions only.
+        extra_tokens: item ids past ``num_items`` that can be embedded but not ranked (a mask).
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        *,
+        max_length: int,
+        hidden_size: int = 64,
+        layers: int = 2,
+        heads: int = 2,
+        feed_forward: int = 256,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.0,
+        norm_first: bool = True,
+        causal: bool = True,
+        extra_tokens: int = 0,
+    ) -> None:
+        super().__init__()
+        self.num_items = num_items
+        self.max_length = max_length
+        self.causal = causal
+        self.items = nn.Embedding(num_items + 1 + extra_tokens, hidden_size, padding_idx=0)
+        self.positions = nn.Embedding(max_length, hidden_size)
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, heads, feed_forward, dropout, attention_dropout, norm_first)
+            for _ in range(layers)
+        )
+        # A pre-norm stack leaves its sum unnormalised; a post-norm one wants its input normalised.
+        self.norm = nn.LayerNorm(hidden_size)
+        self.norm_first = norm_first
+        self.dropout = nn.Dropout(dropout)
+        self.apply(self._initialise)
+
+    @staticmethod
+    def _initialise(module: nn.Module) -> None:
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            nn.init.zeros_(module.weight[module.padding_idx])
+
+    @property
+    def item_table(self) -> Tensor:  # (num_items + 1, d)
+        """Embeddings of padding and every item, tied with the output layer."""
+        return self.items.weight[: self.num_items + 1]
+
+    def forward(
+        self,
+        inputs: Tensor,  # (B, L) int64, right-padded with 0, L <= max_length
+        lengths: Tensor,  # (B,) int64, number of real items, >= 1
+        *,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Hidden states ``(B, L, d)``, or of the last real position only, ``(B, d)``.
+
+        With ``last_only`` the last layer computes one query a row instead of L.
+        """
+        steps = torch.arange(inputs.shape[1], device=inputs.device)
+        positions = self.max_length - lengths[:, None] + steps  # (B, L)
+        x = self.items(inputs) + self.positions(positions.clamp(max=self.max_length - 1))
+        x = self.dropout(x if self.norm_first else self.norm(x))
+        real = (steps < lengths[:, None])[:, None, None, :]  # (B, 1, 1, L)
+        for block in self.blocks[:-1]:
+            x = block(x, None if self.causal else real)
+        if last_only:
+            x = self.blocks[-1](x, real, query_position=lengths - 1)[:, 0]
+        else:
+            x = self.blocks[-1](x, None if self.causal else real)
+        return self.norm(x) if self.norm_first else x

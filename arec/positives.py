@@ -1,0 +1,54 @@
+"""Same-target partners (DuoRec's supervised positives): who else was about to choose this item?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from arec.data.split import LeaveOneOut
+
+
+class TargetIndex:
+    """Training positions by the item that stands there, as CSR: memory is linear in the data.
+
+    A position p with at least one item of the same user before it stands for the training
+    sequence "the user's items before p", whose target is ``items[p]``.
+    """
+
+    def __init__(self, split: LeaveOneOut) -> None:
+        sequences = split.sequences
+        starts = sequences.offsets[:-1]
+        counts = np.maximum(split.train_lengths - 1, 0)  # targets a user
+        self.users = np.repeat(np.arange(sequences.num_users), counts)
+        first = np.cumsum(counts) - counts
+        self.positions = np.repeat(starts + 1 - first, counts) + np.arange(counts.sum())
+        # Sorted by (item, user), so that one user's own sequences are one run within an item's.
+        self._num_users = max(sequences.num_users, 1)
+        keys = sequences.items[self.positions].astype(np.int64) * self._num_users + self.users
+        order = np.argsort(keys, kind="stable")
+        self._keys, self.positions, self.users = keys[order], self.positions[order], self.users[order]
+
+    def sample(
+        self,
+        targets: np.ndarray,  # (B,) items
+        users: np.ndarray,  # (B,) whose sequences do not count
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Uniform draw among the other users' sequences with the same target.
+
+        Returns:
+            positions ``(B,)`` int64 into ``sequences.items``, and the users ``(B,)`` they belong
+            to; both -1 where no other user has such a sequence.
+        """
+        row = targets.astype(np.int64) * self._num_users
+        begin = np.searchsorted(self._keys, row)
+        end = np.searchsorted(self._keys, row + self._num_users)
+        own_begin = np.searchsorted(self._keys, row + users)
+        own_end = np.searchsorted(self._keys, row + users, side="right")
+        others = (end - begin) - (own_end - own_begin)
+        drawn = begin + rng.integers(0, np.maximum(others, 1))
+        drawn += np.where(drawn >= own_begin, own_end - own_begin, 0)
+        drawn = np.where(others > 0, drawn, -1)
+        return (
+            np.where(drawn >= 0, self.positions[drawn], -1),
+            np.where(drawn >= 0, self.users[drawn], -1),
+        )
