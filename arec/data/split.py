@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from arec.data.interactions import Sequences
+from arec.errors import DataError
 
 Stage = Literal["valid", "test"]
 
@@ -26,6 +27,9 @@ class LeaveOneOut:
         train_lengths: (U,) int64, the first so many items of each user are for training.
         eval_users: (E,) int64, users with 3 items or more, ascending.
         num_train_only: number of the other users.
+
+    Raises:
+        DataError: no user has 3 items.
     """
 
     def __init__(self, sequences: Sequences) -> None:
@@ -35,6 +39,10 @@ class LeaveOneOut:
         self.train_lengths = np.where(evaluated, lengths - 2, lengths)
         self.eval_users = np.flatnonzero(evaluated)
         self.num_train_only = sequences.num_users - len(self.eval_users)
+        if not len(self.eval_users):
+            raise DataError(
+                f"{sequences.name}: no user has 3 items, so there is none to validate or test with"
+            )
         for array in (self.train_lengths, self.eval_users):
             array.setflags(write=False)
 

@@ -1,0 +1,268 @@
+"""Readers of interaction files; the name of a file decides its format.
+
+| name | format |
+|---|---|
+| `*.txt` | sequences: `user item item …` in time order, separated by blanks |
+| `*.csv`, `*.parquet` | named columns; MovieLens' `userId,movieId,rating,timestamp` is known |
+| `*.inter` | RecBole: tab-separated, header `user_id:token item_id:token … timestamp:float` |
+| `*.dat` | MovieLens 1M and 10M: `user::item::rating::time` |
+| `*.data` | MovieLens 100K: `user item rating time`, tab-separated |
+| `ratings_*.csv` | Amazon 2014: `user,item,rating,time` without a header |
+| `*.zip`, `*.whl` | an archive of a publisher that holds one of the above, see `_ARCHIVE_MEMBERS` |
+
+Each may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, ids are text.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from arec.errors import DataError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of a CSV or Parquet file.
+
+    An empty `time` says that the rows of every user are in time order already.
+    """
+
+    user: str = "user"
+    item: str = "item"
+    time: str = "time"
+
+
+@dataclass(frozen=True)
+class _Delimited:
+    """A text format with one interaction a line."""
+
+    separator: str
+    columns: Columns
+    fields: tuple[str, ...] | None = None  # of a line; None: the first line is a header
+    quoted: bool = False
+
+
+_MOVIELENS_COLUMNS = Columns("userId", "movieId", "timestamp")
+
+_DELIMITED = {
+    "*.inter": _Delimited("\t", Columns("user_id:token", "item_id:token", "timestamp:float")),
+    # "::" is read as two ":" with an empty field between.
+    "*.dat": _Delimited(":", Columns(), ("user", "", "item", "", "rating", "", "time")),
+    "*.data": _Delimited("\t", Columns(), ("user", "item", "rating", "time")),
+    "ratings_*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "time")),
+}
+
+_ARCHIVE_MEMBERS = (
+    "ml-1m/ratings.dat",
+    "ml-100k/u.data",
+    "recbole/dataset_example/ml-100k/ml-100k.inter",
+)
+
+
+def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
+    """Read a file of interactions into columns user (str), item (str) and, where the file has it,
+    time (a number); the rows are in file order.
+
+    Raises:
+        DataError: missing or unreadable file, unknown format, wrong columns, a line that cannot be
+            parsed (with its number), or no interaction at all.
+    """
+    data, name = _contents(path)
+    where = str(path)
+    dialect = next((d for pattern, d in _DELIMITED.items() if fnmatch(name, pattern)), None)
+    if dialect is not None:
+        frame = _read_delimited(where, data, dialect)
+    elif name.endswith(".csv"):
+        frame = _read_delimited(where, data, _Delimited(",", columns, quoted=True))
+    elif name.endswith(".parquet"):
+        frame = _read_parquet(where, data, columns)
+    elif name.endswith(".txt"):
+        frame = _read_sequences(where, data)
+    else:
+        raise DataError(
+            f"{where}: unknown format; known are .txt (user item item …), .csv, .parquet, .inter, "
+            "ratings.dat and u.data, each also with .gz"
+        )
+    if frame.is_empty():
+        raise DataError(f"{where}: no interactions in it")
+    return frame
+
+
+def _contents(path: Path) -> tuple[bytes, str]:
+    """The uncompressed bytes of a file, and the name that tells their format."""
+    try:
+        if path.suffix in (".zip", ".whl"):
+            with zipfile.ZipFile(path) as archive:
+                for member in _ARCHIVE_MEMBERS:
+                    if member in archive.namelist():
+                        return archive.read(member), Path(member).name
+            raise DataError(f"{path}: holds none of {', '.join(_ARCHIVE_MEMBERS)}")
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                return file.read(), path.stem
+        return path.read_bytes(), path.name
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file") from None
+    # BadGzipFile is an OSError without strerror, so it has to come first.
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise DataError(f"{path}: damaged ({error}); get the file again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _read_sequences(where: str, data: bytes) -> pl.DataFrame:
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: not UTF-8 text") from None
+    words = pl.col("words")
+    frame = (
+        pl.DataFrame({"words": lines})
+        .select(words.str.extract_all(r"\S+"))
+        .with_row_index("line", offset=1)
+        .filter(words.list.len() > 0)
+    )
+    bad = frame.filter(words.list.len() == 1)
+    if not bad.is_empty():
+        line, (user,) = bad.row(0)
+        raise DataError(f"{where}, line {line}: expected 'user item item …', got {user!r} alone")
+    return frame.select(user=words.list.first(), item=words.list.slice(1)).explode("item")
+
+
+def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFrame:
+    header = dialect.fields is None
+    if header:
+        fields = next(_records(data, dialect), (1, []))[1]
+        columns = _chosen_columns(where, dialect.columns, fields)
+    else:
+        fields, columns = list(dialect.fields), dialect.columns
+
+    def complain(line: int, values: list[str]) -> DataError:
+        expected = dialect.separator.join(fields)
+        got = dialect.separator.join(values)
+        return DataError(f"{where}, line {line}: expected {expected!r}, got {got[:80]!r}")
+
+    try:
+        frame = pl.read_csv(
+            data,
+            has_header=header,
+            separator=dialect.separator,
+            quote_char='"' if dialect.quoted else None,
+            infer_schema=False,
+        )
+        if frame.width != len(fields):
+            raise pl.exceptions.ShapeError(f"{frame.width} fields instead of {len(fields)}")
+    except pl.exceptions.NoDataError:
+        raise DataError(f"{where}: empty file") from None
+    except pl.exceptions.PolarsError as error:
+        # Most often a line has too many fields, and the error does not say which.
+        for line, values in _records(data, dialect):
+            if values and len(values) != len(fields):
+                raise complain(line, values) from None
+        raise DataError(f"{where}: cannot be parsed ({_summary(error)})") from None
+
+    def column(name: str) -> pl.Series:
+        return frame.to_series(fields.index(name))
+
+    result = _interactions(
+        column(columns.user), column(columns.item), column(columns.time) if columns.time else None
+    )
+    # A blank line became a row of nulls.
+    blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
+    bad = (_incomplete(result) & ~blank).arg_true()
+    if len(bad):
+        raise complain(*next(islice(_records(data, dialect), bad[0] + header, None)))
+    return result.filter(~blank)
+
+
+def _records(data: bytes, dialect: _Delimited) -> Iterator[tuple[int, list[str]]]:
+    """Number of the last line and fields of one record after the other: slow, for headers and
+    for finding what is wrong. Blank lines are records without fields."""
+    text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="replace", newline="")
+    quoting = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
+    reader = csv.reader(text, delimiter=dialect.separator, quoting=quoting)
+    for values in reader:
+        yield reader.line_num, values
+
+
+def _read_parquet(where: str, data: bytes, columns: Columns) -> pl.DataFrame:
+    try:
+        columns = _chosen_columns(where, columns, list(pl.read_parquet_schema(io.BytesIO(data))))
+        frame = pl.read_parquet(io.BytesIO(data), columns=sorted(_named(columns)))
+        result = _interactions(
+            frame[columns.user], frame[columns.item], frame[columns.time] if columns.time else None
+        )
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{where}: not a readable Parquet file ({_summary(error)})") from None
+    bad = _incomplete(result).arg_true()
+    if len(bad):
+        row = frame.row(bad[0], named=True)
+        raise DataError(f"{where}, row {bad[0] + 1}: expected a user, an item, a time, got {row}")
+    return result
+
+
+def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
+    if columns == Columns() and _named(_MOVIELENS_COLUMNS) <= set(header):
+        return _MOVIELENS_COLUMNS
+    if not _named(columns) <= set(header):
+        raise DataError(
+            f"{where}: expected the columns {', '.join(sorted(_named(columns)))}, found "
+            f"{', '.join(header) or 'none'}; rename them, or say which ones to read"
+        )
+    return columns
+
+
+def _named(columns: Columns) -> set[str]:
+    return {columns.user, columns.item, columns.time} - {""}
+
+
+def _interactions(user: pl.Series, item: pl.Series, time: pl.Series | None) -> pl.DataFrame:
+    """Columns user, item and, if given, time; null where there is no id or no valid time."""
+    frame = pl.DataFrame({"user": _as_id(user), "item": _as_id(item)})
+    return frame if time is None else frame.with_columns(_as_number(time).alias("time"))
+
+
+def _as_id(column: pl.Series) -> pl.Series:
+    return column.cast(pl.String).str.strip_chars().replace("", None)
+
+
+def _as_number(time: pl.Series) -> pl.Series:
+    if time.dtype == pl.String:
+        text = time.str.strip_chars()
+        # Whole numbers first: a float would merge neighbouring nanoseconds.
+        for dtype in (pl.Int64, pl.Float64):
+            time = text.cast(dtype, strict=False)
+            if time.null_count() == text.null_count():
+                return _without_nan(time)
+        try:
+            dates = text.str.to_datetime(strict=False, time_unit="us").to_physical()
+        except pl.exceptions.PolarsError:  # the first value is not a date
+            return time
+        return dates if dates.null_count() < time.null_count() else time
+    if time.dtype in (pl.Date, pl.Datetime):
+        return time.cast(pl.Datetime("us")).to_physical()
+    return _without_nan(time) if time.dtype.is_numeric() else time.clear(len(time))
+
+
+def _without_nan(time: pl.Series) -> pl.Series:
+    return time.fill_nan(None) if time.dtype.is_float() else time
+
+
+def _incomplete(frame: pl.DataFrame) -> pl.Series:
+    """(rows,) bool, true where a value is missing."""
+    return frame.select(pl.any_horizontal(pl.all().is_null())).to_series()
+
+
+def _summary(error: Exception) -> str:
+    return str(error).partition("\n")[0]

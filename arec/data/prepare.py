@@ -1,0 +1,82 @@
+"""From a log of interactions to `Sequences`: order by time, k-core, numbering."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from arec.data.interactions import Sequences
+from arec.errors import DataError
+
+
+def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
+    """Sequences from a log as `arec.data.formats.read` returns it.
+
+    Users and items are numbered in the order of their original ids as text, so that the same
+    interactions get the same numbers from whatever file they came. Interactions of a user at the
+    same time keep the order of the log. An item that a user has twice counts and stays twice.
+
+    Raises:
+        DataError: nothing is left after the k-core filter.
+        ValueError: `k_core` < 1.
+    """
+    users, user_ids = _numbered(log["user"])
+    items, item_ids = _numbered(log["item"])
+    if "time" in log.columns:
+        order = np.lexsort((log["time"].to_numpy(), users))
+    else:
+        order = np.argsort(users, kind="stable")
+    users, items = users[order], items[order]
+    kept = k_core_mask(users, items, k_core)
+    if not kept.any():
+        raise DataError(
+            f"{name}: none of {len(users):,} interactions is left when users and items need "
+            f"{k_core} each; set k_core lower"
+        )
+    users, user_numbers = _compact(users[kept])
+    items, item_numbers = _compact(items[kept])
+    return Sequences(
+        name=name,
+        items=(items + 1).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(np.bincount(users))]),
+        item_ids=item_ids[item_numbers],
+        user_ids=user_ids[user_numbers],
+    )
+
+
+def k_core_mask(
+    users,  # (n,) int
+    items,  # (n,) int
+    k: int,
+) -> np.ndarray:
+    """(n,) bool, the largest part of the log in which every user and every item occurs >= k times.
+
+    Found by dropping what is too rare until nothing is.
+
+    Raises:
+        ValueError: `k` < 1.
+    """
+    if k < 1:
+        raise ValueError(f"k_core: expected at least 1 (which keeps everything), got {k}")
+    kept = np.arange(len(users))
+    while True:
+        frequent = (np.bincount(users[kept]) >= k)[users[kept]]
+        frequent &= (np.bincount(items[kept]) >= k)[items[kept]]
+        if frequent.all():
+            break
+        kept = kept[frequent]
+    mask = np.zeros(len(users), dtype=bool)
+    mask[kept] = True
+    return mask
+
+
+def _numbered(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) int64 numbers from 0 in the order of the text, and the distinct ids in that order."""
+    numbers = ids.rank("dense").to_numpy().astype(np.int64) - 1
+    return numbers, ids.unique().sort().to_numpy()
+
+
+def _compact(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same numbers without gaps, and the old number of every new one."""
+    used = np.bincount(numbers) > 0
+    return (np.cumsum(used) - 1)[numbers], np.flatnonzero(used)
