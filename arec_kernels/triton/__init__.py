@@ -1,0 +1,19 @@
+"""Triton kernels for CUDA tensors, and for CPU tensors under TRITON_INTERPRET=1.
+
+Nothing here has run on a card yet: the interpreter checks the results, and compiled code is checked
+for registers and shared memory; speed has not been measured.
+
+The kernels stream tiles of the similarity matrix, which is never stored: memory is O(N D). Every
+launch goes to the current stream of the tensor's device, nothing synchronises with the host, and all
+can be captured in a CUDA graph. fp32 products follow `torch.get_float32_matmul_precision()`, which
+forward and backward of one call must find the same: "highest" computes in fp32 on the CUDA cores,
+anything else in TF32.
+"""
+
+from arec_kernels.triton.backward import backward
+from arec_kernels.triton.forward import forward
+from arec_kernels.triton.histogram import histogram
+from arec_kernels.triton.quantile import quantile
+from arec_kernels.triton.uniformity import uniformity
+
+__all__ = ["backward", "forward", "histogram", "quantile", "uniformity"]

@@ -1,0 +1,258 @@
+"""Backward pass: the gradient of each row from one recomputed tile and O(N) row statistics.
+
+A program owns a block of rows of dẑ and streams over all columns; entry (i, j) of its tile carries
+both g_i dl_i/ds_ij and g_j dl_j/ds_ij, so nothing is added across programs: no atomics, the same
+bits every run. The partner's entry depends on two rows only and comes from `normalize`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from arec_kernels.triton.config import Options, device_of, dropped_bits, plan
+from arec_kernels.triton.normalize import (
+    PARTNER,
+    PULL,
+    PUSH,
+    SHIFT,
+    THRESHOLD,
+    load_rows,
+    normalize_for_backward,
+    row_weights,
+)
+from arec_kernels.triton.normalize_backward import normalize_backward, through_unit_rows
+from arec_kernels.triton.tile import (
+    INFINITY,
+    LOG2_E,
+    candidates_only,
+    load_block,
+    load_groups,
+    round_mantissa,
+    similarity_tile,
+)
+
+
+@triton.jit
+def backward_kernel(
+    z_ptr,  # (N, D)
+    unit_ptr,  # (N_PADDED, WIDTH)
+    coefficients_ptr,  # (COEFFICIENTS, N_PADDED)
+    groups_ptr,  # (N,) int64, None without groups
+    grad_ptr,  # (N, D) out; where not WHOLE_ROWS (N_PADDED, WIDTH) fp32 of the normalised rows
+    grad_loss_ptr,  # (N,), this and what follows only where THRESHOLD_GRAD
+    count_ptr,  # (N,) int64
+    positives_ptr,  # (N,)
+    grad_threshold_ptr,  # (N,) out
+    n,
+    d,
+    n_padded,
+    z_row_stride,
+    z_column_stride,
+    grad_loss_stride,
+    threshold_width,
+    temperature,
+    scale,  # log2(e) / temperature
+    partner_weight,
+    rest_weight,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUPED: tl.constexpr,
+    POSITIVES: tl.constexpr,
+    NEGATIVES: tl.constexpr,
+    WEIGHTING: tl.constexpr,
+    OWN_SHIFT: tl.constexpr,
+    THRESHOLD_GRAD: tl.constexpr,
+    WHOLE_ROWS: tl.constexpr,
+    DROPPED_BITS: tl.constexpr,
+):
+    first_row = tl.program_id(0) * ROWS
+    first_d = tl.program_id(1) * BLOCK_D
+    rows = first_row + tl.arange(0, ROWS)
+    row_groups = load_groups(groups_ptr, rows, n, -1) if GROUPED else rows
+    row_block = load_block(unit_ptr, first_row, 0, WIDTH, ROWS, BLOCK_K)
+    of_row = coefficients_ptr + rows
+    threshold = tl.load(of_row + THRESHOLD * n_padded)
+    pull = tl.load(of_row + PULL * n_padded)
+    shift = tl.load(of_row + SHIFT * n_padded)
+    push = tl.load(of_row + PUSH * n_padded)
+    if THRESHOLD_GRAD:
+        pull_soft, slope, center = soft_coefficients(
+            rows, shift, count_ptr, positives_ptr, n, temperature, partner_weight, rest_weight,
+            POSITIVES, NEGATIVES, WEIGHTING,
+        )
+        soft = tl.zeros((ROWS,), tl.float32)
+
+    grad = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    for first_column in range(0, n, COLUMNS):
+        s, column_block = similarity_tile(
+            unit_ptr, row_block, first_row, first_column, WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION
+        )
+        s = candidates_only(
+            s, row_groups, first_row, first_column, groups_ptr, n, ROWS, COLUMNS, GROUPED
+        )
+        of_column = coefficients_ptr + first_column + tl.arange(0, COLUMNS)
+        column_threshold = tl.load(of_column + THRESHOLD * n_padded)
+        column_pull = tl.load(of_column + PULL * n_padded)
+        column_push = tl.load(of_column + PUSH * n_padded)
+        if OWN_SHIFT:
+            column_shift = tl.load(of_column + SHIFT * n_padded)
+            from_row = tl.exp2(s * scale - shift[:, None]) * pull[:, None]
+            from_column = tl.exp2(s * scale - column_shift[None, :]) * column_pull[None, :]
+        else:
+            exponential = tl.exp2(s * scale - scale)
+            from_row = exponential * pull[:, None]
+            from_column = exponential * column_pull[None, :]
+        above_row = s > threshold[:, None]
+        above_column = s > column_threshold[None, :]
+        if NEGATIVES:
+            entry = tl.where(above_row, -push[:, None], from_row)
+            entry += tl.where(above_column, -column_push[None, :], from_column)
+        else:
+            entry = from_row + from_column
+            if POSITIVES:
+                entry -= tl.where(above_row, push[:, None], 0.0)
+                entry -= tl.where(above_column, column_push[None, :], 0.0)
+        if THRESHOLD_GRAD:
+            soft += threshold_pull(
+                s, threshold, shift, pull_soft, slope, center, scale, threshold_width
+            )
+        if WIDTH != BLOCK_K or WIDTH != BLOCK_D:
+            column_block = load_block(unit_ptr, first_column, first_d, WIDTH, COLUMNS, BLOCK_D)
+        if column_block.dtype == tl.bfloat16:
+            grad = tl.dot(entry.to(tl.bfloat16), column_block, grad)
+        else:
+            # fp16 has no room for the entries of many rows: its block goes up to TF32 instead.
+            if PRECISION == "tf32":
+                entry = round_mantissa(entry, 13)
+            grad = tl.dot(entry, column_block.to(tl.float32), grad, input_precision=PRECISION)
+
+    half = n // 2
+    partners = tl.where(rows < half, rows + half, rows - half)
+    columns = first_d + tl.arange(0, BLOCK_D)
+    partner_block = tl.load(
+        unit_ptr + partners.to(tl.int64)[:, None] * WIDTH + columns[None, :]
+    ).to(tl.float32)
+    grad += tl.load(of_row + PARTNER * n_padded)[:, None] * partner_block
+
+    if WHOLE_ROWS:
+        z = load_rows(z_ptr, rows, z_row_stride, z_column_stride, n, d, BLOCK_D)
+        grad = round_mantissa(through_unit_rows(z, grad), DROPPED_BITS)
+        cells = rows.to(tl.int64)[:, None] * d + columns[None, :]
+        inside = (rows < n)[:, None] & (columns < d)[None, :]
+        tl.store(grad_ptr + cells, grad.to(grad_ptr.dtype.element_ty), mask=inside)
+    else:
+        tl.store(grad_ptr + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :], grad)
+
+    if THRESHOLD_GRAD:
+        g = tl.load(grad_loss_ptr + rows * grad_loss_stride, mask=rows < n, other=0.0)
+        mine = (rows < n) & (first_d == 0)
+        tl.store(grad_threshold_ptr + rows, -g / threshold_width * soft, mask=mine)
+
+
+@triton.jit
+def soft_coefficients(
+    rows,  # (ROWS,)
+    log2_denominator,  # (ROWS,)
+    count_ptr,
+    positives_ptr,
+    n,
+    temperature,
+    partner_weight,
+    rest_weight,
+    POSITIVES: tl.constexpr,
+    NEGATIVES: tl.constexpr,
+    WEIGHTING: tl.constexpr,
+):
+    """(ROWS,) each: a, b, c of dl_i/dq_ij = a e^{s_ij/tau}/D_i + b (s_ij - c)."""
+    count = tl.load(count_ptr + rows, mask=rows < n, other=0)
+    positives = tl.load(positives_ptr + rows, mask=rows < n, other=0.0)
+    total, _, positive = row_weights(count, partner_weight, rest_weight, POSITIVES, WEIGHTING)
+    some = count > 0
+    m = tl.where(some, count, 1).to(tl.float32)
+    pull = -total if NEGATIVES else total * 0.0
+    slope = tl.where(some, -positive / temperature, 0.0)
+    center = positives / m
+    if POSITIVES and WEIGHTING == "printed":
+        log_denominator = log2_denominator / LOG2_E
+        center = temperature * (log_denominator - tl.log(rest_weight / m) + 1.0)
+    return pull, slope, center
+
+
+@triton.jit
+def threshold_pull(
+    s,  # (ROWS, COLUMNS), -inf for pairs left out
+    threshold,  # (ROWS,)
+    log2_denominator,  # (ROWS,)
+    pull,  # (ROWS,), this and the next two from soft_coefficients
+    slope,
+    center,
+    scale,
+    threshold_width,
+):
+    """(ROWS,) sums of dl_i/dq_ij sigma(1 - sigma) over the candidates of the tile."""
+    distance = tl.abs((s - threshold[:, None]) / threshold_width) * LOG2_E
+    tail = tl.exp2(-distance)
+    # One exponent for both factors: apart, a similarity far above log D overflows before sigma is 0.
+    share = tl.exp2(s * scale - log2_denominator[:, None] - distance)
+    value = pull[:, None] * share + slope[:, None] * (s - center[:, None]) * tail
+    return tl.sum(tl.where(s == -INFINITY, 0.0, value / ((1.0 + tail) * (1.0 + tail))), 1)
+
+
+def backward(
+    grad_loss: Tensor,  # (N,)
+    z: Tensor,  # (N, D)
+    threshold: Tensor,  # (N,)
+    groups: Tensor | None,  # (N,) int64
+    log_denominator: Tensor,  # (N,), this and the next two from forward
+    num_positives: Tensor,  # (N,) int64
+    positives_similarity: Tensor,  # (N,)
+    temperature: float,
+    positives: bool,
+    partner_weight: float,
+    denominator: str,
+    weighting: str,
+    threshold_grad: float,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of z, (N, D) in its type, and of the threshold, (N,): the op `triton_backward`.
+
+    Two launches; above MAX_WHOLE_WIDTH columns a program holds only part of a row, and a third
+    takes the gradient through the normalisation.
+    """
+    n, d = z.shape
+    options = Options(temperature, positives, partner_weight, denominator, weighting)
+    how = plan(z)
+    whole_rows = how.block_d == how.width
+    grad_z = torch.empty(n, d, dtype=z.dtype, device=z.device)
+    grad_threshold = torch.empty(
+        n if threshold_grad else 0, dtype=torch.float32, device=z.device
+    )
+    grad = grad_z
+    if not whole_rows:
+        grad = torch.empty(how.rows, how.width, dtype=torch.float32, device=z.device)
+    with device_of(z):
+        unit, coefficients = normalize_for_backward(
+            z, how, grad_loss, threshold.contiguous(), log_denominator, num_positives, options
+        )
+        backward_kernel[(how.row_blocks(), how.width // how.block_d)](
+            z, unit, coefficients, None if groups is None else groups.contiguous(), grad,
+            grad_loss, num_positives, positives_similarity, grad_threshold,
+            n, d, how.rows, *z.stride(), grad_loss.stride(0), threshold_grad,
+            BLOCK_D=how.block_d,
+            GROUPED=groups is not None,
+            NEGATIVES=denominator == "negatives",
+            THRESHOLD_GRAD=threshold_grad > 0,
+            WHOLE_ROWS=whole_rows,
+            DROPPED_BITS=dropped_bits(z.dtype),
+            **options.arguments(),
+            **how.constants(),
+        )
+        if not whole_rows:
+            normalize_backward(z, grad, grad_z)
+    return grad_z, grad_threshold

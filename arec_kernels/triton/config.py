@@ -1,0 +1,193 @@
+"""Tile shapes by architecture and problem: one small table, no tuning at a user's first call.
+
+The shapes were chosen from the registers, shared memory and instructions of the compiled code. None
+has been timed: nothing here has run on a card yet.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of the similarity matrix and the program that computes it.
+
+    Forward and backward of a call run the same tile, so that they see the same bits.
+    """
+
+    rows: int
+    columns: int
+    k: int  # columns of the normalised rows in one product; wider rows take several
+    warps: int
+    stages: int  # of the software pipeline over the columns
+
+
+# By architecture (the oldest compute capability), operands and row width, for many rows. "fp32" runs
+# on the CUDA cores; "tf32" (fp32 tensors) and "half" (bf16, fp16) on the tensor cores. The entries
+# of 80 fit the 99 KiB of shared memory that the smallest cards have.
+TABLE: dict[int, dict[str, dict[int, Tile]]] = {
+    80: {
+        "fp32": {64: Tile(64, 64, 32, 8, 2), 128: Tile(64, 32, 32, 8, 2), 256: Tile(32, 32, 32, 8, 2)},
+        "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2), 256: Tile(32, 32, 64, 8, 2)},
+        "half": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
+    },
+    90: {
+        "fp32": {64: Tile(64, 64, 32, 8, 2), 128: Tile(64, 32, 32, 8, 2), 256: Tile(32, 32, 32, 8, 2)},
+        "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 64, 8, 2)},
+        "half": {64: Tile(128, 64, 64, 4, 3), 128: Tile(128, 64, 128, 8, 3), 256: Tile(128, 64, 256, 8, 2)},
+    },
+}
+INTERPRETER_TILE = Tile(64, 64, 256, 4, 1)
+
+# A program per block of rows: with fewer rows than this many blocks, blocks get smaller.
+ENOUGH_PROGRAMS = 128
+MIN_ROWS = 32
+
+# Wider rows are cut into gradient blocks of WIDE_BLOCK columns, each of which recomputes the tile.
+MAX_WHOLE_WIDTH = 256
+WIDE_BLOCK = 128
+
+_forced_tile: Tile | None = None
+
+
+# From this temperature on exp((s - 1)/tau) of any cosine is a normal fp32 number, so that all rows can
+# share one shift and a pair's two exponentials are one. Below it each row uses its own.
+MIN_SHARED_SHIFT_TEMPERATURE = 0.025
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the loss that its kernels take, see `arec_kernels.adaptive_info_nce`."""
+
+    temperature: float
+    positives: bool
+    partner_weight: float
+    denominator: str
+    weighting: str
+
+    def arguments(self) -> dict[str, float | bool | str]:
+        """The kernels' arguments for them."""
+        return {
+            "temperature": self.temperature,
+            "scale": math.log2(math.e) / self.temperature,
+            "partner_weight": self.partner_weight,
+            "rest_weight": 1 - self.partner_weight,
+            "POSITIVES": self.positives,
+            "WEIGHTING": self.weighting,
+            "OWN_SHIFT": self.temperature < MIN_SHARED_SHIFT_TEMPERATURE,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one call runs: tile, padded shape, and the format of the normalised rows."""
+
+    tile: Tile
+    rows: int  # N, padded to whole tiles
+    width: int  # D, padded
+    block_d: int  # gradient columns a program
+    precision: str  # of products of fp32 operands, "ieee" or "tf32"
+    dropped_bits: int  # of the fp32 mantissa in the normalised rows, where no cast rounds them
+    unit_dtype: torch.dtype  # of the normalised rows
+
+    def constants(self) -> dict[str, int | str]:
+        """The compile-time arguments that every kernel over tiles takes."""
+        return {
+            "WIDTH": self.width,
+            "BLOCK_K": min(self.tile.k, self.width),
+            "ROWS": self.tile.rows,
+            "COLUMNS": self.tile.columns,
+            "PRECISION": self.precision,
+            "num_warps": self.tile.warps,
+            "num_stages": self.tile.stages,
+        }
+
+    def row_blocks(self) -> int:
+        return self.rows // self.tile.rows
+
+
+def plan(z: Tensor) -> Plan:
+    """The plan for `z` (N, D). Raises `RuntimeError` on a card older than compute capability 8.0."""
+    n, d = z.shape
+    if d <= MAX_WHOLE_WIDTH:
+        width = block_d = max(16, _next_power_of_2(d))
+    else:
+        width, block_d = _round_up(d, WIDE_BLOCK), WIDE_BLOCK
+    if z.dtype is not torch.float32:
+        operands = "half"
+    elif torch.get_float32_matmul_precision() == "highest":
+        operands = "fp32"
+    else:
+        operands = "tf32"
+    tile = _forced_tile or _choose_tile(z, operands, block_d)
+    return Plan(
+        tile=tile,
+        rows=_round_up(n, max(tile.rows, tile.columns)),
+        width=width,
+        block_d=block_d,
+        precision="ieee" if operands == "fp32" else "tf32",
+        dropped_bits={"fp32": 0, "tf32": 13}.get(operands, dropped_bits(z.dtype)),
+        # The interpreter multiplies bfloat16 wrongly: there the rounded rows stay in fp32.
+        unit_dtype=torch.float32 if INTERPRETED and z.dtype is torch.bfloat16 else z.dtype,
+    )
+
+
+def dropped_bits(dtype: torch.dtype) -> int:
+    """Bits to round off an fp32 mantissa before a cast to `dtype`, which may cut off: bfloat16's."""
+    return 16 if dtype is torch.bfloat16 else 0
+
+
+def _choose_tile(z: Tensor, operands: str, block_d: int) -> Tile:
+    if not z.is_cuda:
+        return INTERPRETER_TILE
+    major, minor = torch.cuda.get_device_capability(z.device)
+    capability = 10 * major + minor
+    if capability < 80:
+        raise RuntimeError(
+            f"backend 'triton' cannot run here: expected compute capability 8.0 or newer, "
+            f"got {major}.{minor}"
+        )
+    return table_tile(capability, operands, block_d, z.shape[0])
+
+
+def table_tile(capability: int, operands: str, block_d: int, n: int) -> Tile:
+    """The table's tile for `n` rows of up to `block_d` columns on compute capability/10."""
+    # Data-centre cards from Hopper on have 227 KiB of shared memory; consumer cards (12.0) do not.
+    tile = TABLE[90 if 90 <= capability < 120 else 80][operands][max(64, block_d)]
+    while tile.rows > MIN_ROWS and n < tile.rows * ENOUGH_PROGRAMS:
+        tile = replace(tile, rows=tile.rows // 2, warps=max(4, tile.warps // 2))
+    return tile
+
+
+@contextmanager
+def forced_tile(tile: Tile) -> Iterator[None]:
+    """Runs `tile` whatever the table says: for tests, and to search for better entries on a card."""
+    global _forced_tile
+    before, _forced_tile = _forced_tile, tile
+    try:
+        yield
+    finally:
+        _forced_tile = before
+
+
+def device_of(z: Tensor) -> AbstractContextManager:
+    """Launches go to the current device: makes it the one `z` is on."""
+    return torch.cuda.device(z.device) if z.is_cuda else nullcontext()
+
+
+def _next_power_of_2(x: int) -> int:
+    return 1 << (x - 1).bit_length()
+
+
+def _round_up(x: int, multiple: int) -> int:
+    return -(-x // multiple) * multiple

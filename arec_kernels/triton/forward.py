@@ -1,0 +1,173 @@
+"""Forward pass: the loss of each row and the O(N) row statistics that backward recomputes from.
+
+A program owns a block of rows and streams over all columns, so every row is summed in one order by
+one program: no atomics (but integer ones for the histogram), the same bits every run. The schedule
+is the unshared one: each pair is computed for row i and again for row j. Sharing would halve the
+products and exponentials, but needs a synchronisation of the whole grid per round to stay both
+deterministic and within O(N D) memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from arec_kernels.triton.config import Options, device_of, plan
+from arec_kernels.triton.histogram import MAX_BLOCK_BINS, histogram
+from arec_kernels.triton.normalize import normalize, row_weights
+from arec_kernels.triton.tile import (
+    INFINITY,
+    LN_2,
+    LOG2_E,
+    candidates_only,
+    count_bins,
+    load_block,
+    load_groups,
+    similarity_tile,
+)
+
+
+@triton.jit
+def forward_kernel(
+    unit_ptr,  # (N_PADDED, WIDTH)
+    partner_ptr,  # (N,) similarity with the partner
+    threshold_ptr,  # (N,)
+    groups_ptr,  # (N,) int64, None without groups
+    loss_ptr,  # (N,) out
+    log_denominator_ptr,  # (N,) out
+    count_ptr,  # (N,) int64 out
+    positives_ptr,  # (N,) out, sum of the similarities over M+
+    histogram_ptr,  # (bins,) int64, counted up, None without a histogram
+    n,
+    bins,
+    temperature,
+    scale,  # log2(e) / temperature
+    partner_weight,
+    rest_weight,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUPED: tl.constexpr,
+    POSITIVES: tl.constexpr,
+    NEGATIVES: tl.constexpr,
+    WEIGHTING: tl.constexpr,
+    OWN_SHIFT: tl.constexpr,
+    BLOCK_BINS: tl.constexpr,
+):
+    first_row = tl.program_id(0) * ROWS
+    rows = first_row + tl.arange(0, ROWS)
+    inside = rows < n
+    threshold = tl.load(threshold_ptr + rows, mask=inside, other=INFINITY)
+    row_groups = load_groups(groups_ptr, rows, n, -1) if GROUPED else rows
+    row_block = load_block(unit_ptr, first_row, 0, WIDTH, ROWS, BLOCK_K)
+
+    total = tl.zeros((ROWS,), tl.float32)  # of exp((s - shift) / temperature) over the denominator
+    shift = tl.full((ROWS,), -INFINITY if OWN_SHIFT else 1.0, tl.float32)
+    count = tl.zeros((ROWS,), tl.int32)
+    positives = tl.zeros((ROWS,), tl.float32)
+    if BLOCK_BINS:
+        counts = tl.zeros((BLOCK_BINS,), tl.int32)
+
+    for first_column in range(0, n, COLUMNS):
+        s, _ = similarity_tile(
+            unit_ptr, row_block, first_row, first_column, WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION
+        )
+        s = candidates_only(
+            s, row_groups, first_row, first_column, groups_ptr, n, ROWS, COLUMNS, GROUPED
+        )
+        above = s > threshold[:, None]
+        if POSITIVES:
+            count += tl.sum(above.to(tl.int32), 1)
+            positives += tl.sum(tl.where(above, s, 0.0), 1)
+        if BLOCK_BINS:
+            counts += count_bins(s, 0, bins, BLOCK_BINS)
+        if NEGATIVES:
+            s = tl.where(above, -INFINITY, s)
+        if OWN_SHIFT:
+            largest = tl.maximum(shift, tl.max(s, 1))
+            finite = tl.where(largest == -INFINITY, 0.0, largest)
+            total *= tl.exp2((shift - finite) * scale)
+            total += tl.sum(tl.exp2((s - finite[:, None]) * scale), 1)
+            shift = largest
+        else:
+            total += tl.sum(tl.exp2(s * scale - scale), 1)
+
+    partner = tl.load(partner_ptr + rows, mask=inside, other=0.0)
+    if OWN_SHIFT:
+        largest = tl.maximum(shift, partner)
+        total *= tl.exp2((shift - largest) * scale)
+        shift = largest
+    logit = tl.math.div_rn(partner, tl.full((ROWS,), temperature, tl.float32))
+    log_total = tl.log2(total + tl.exp2((partner - shift) * scale)) * LN_2
+    # excess = log D - logit. Nothing but the partner in D makes it 0 exactly, and NaN stays NaN.
+    alone = total == 0
+    excess = tl.where(alone, partner * 0.0, log_total - (partner - shift) / temperature)
+    log_denominator = tl.where(alone, logit, log_total + shift / temperature)
+
+    some = count > 0
+    total_weight, _, positive_weight = row_weights(
+        count, partner_weight, rest_weight, POSITIVES, WEIGHTING
+    )
+    # sum_j w_ij (s_ip - s_ij) over M+, so that the logits of the partner cancel before they round.
+    gap = positive_weight * (tl.where(some, count, 0).to(tl.float32) * partner - positives)
+    loss = total_weight * excess + gap / temperature
+    if POSITIVES and WEIGHTING == "printed":
+        m = tl.where(some, count, 1).to(tl.float32)
+        loss -= tl.log(tl.full((ROWS,), partner_weight, tl.float32))
+        loss -= tl.where(some, m * tl.log(rest_weight / m), 0.0)
+    is_nan = threshold != threshold
+    tl.store(loss_ptr + rows, tl.where(is_nan, threshold, loss), mask=inside)
+    tl.store(log_denominator_ptr + rows, tl.where(is_nan, threshold, log_denominator), mask=inside)
+    tl.store(count_ptr + rows, count.to(tl.int64), mask=inside)
+    tl.store(positives_ptr + rows, positives, mask=inside)
+    if BLOCK_BINS:
+        in_bins = tl.arange(0, BLOCK_BINS)
+        tl.atomic_add(
+            histogram_ptr + in_bins, counts.to(tl.int64), mask=in_bins < bins, sem="relaxed"
+        )
+
+
+def forward(
+    z: Tensor,  # (N, D)
+    threshold: Tensor,  # (N,)
+    groups: Tensor | None,  # (N,) int64
+    temperature: float,
+    positives: bool,
+    partner_weight: float,
+    denominator: str,
+    weighting: str,
+    histogram_bins: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss, log D, m, sum of s over M+, each (N,), and the histogram: the op `triton_forward`.
+
+    Two launches (three with a histogram: its zeros; one more above MAX_BLOCK_BINS bins).
+    """
+    n = z.shape[0]
+    options = Options(temperature, positives, partner_weight, denominator, weighting)
+    how = plan(z)
+    loss, log_denominator, positives_similarity = (
+        torch.empty(n, dtype=torch.float32, device=z.device) for _ in range(3)
+    )
+    num_positives = torch.empty(n, dtype=torch.int64, device=z.device)
+    counted_here = 0 < histogram_bins <= MAX_BLOCK_BINS
+    if histogram_bins and not counted_here:
+        counts = histogram(z, groups, histogram_bins)
+    else:
+        counts = torch.zeros(histogram_bins, dtype=torch.int64, device=z.device)
+    with device_of(z):
+        unit, partner_similarity = normalize(z, how)
+        forward_kernel[(how.row_blocks(),)](
+            unit, partner_similarity, threshold.contiguous(),
+            None if groups is None else groups.contiguous(),
+            loss, log_denominator, num_positives, positives_similarity, counts, n, histogram_bins,
+            GROUPED=groups is not None,
+            NEGATIVES=denominator == "negatives",
+            BLOCK_BINS=triton.next_power_of_2(histogram_bins) if counted_here else 0,
+            **options.arguments(),
+            **how.constants(),
+        )
+    return loss, log_denominator, num_positives, positives_similarity, counts

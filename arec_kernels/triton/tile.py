@@ -1,0 +1,134 @@
+"""What every kernel does with a tile of the similarity matrix: compute it, leave pairs out, round it.
+
+All kernels compute a tile the same way, rows (I, D) times columns (J, D) transposed, with the same
+shapes and the same order of summation. Forward and backward therefore see the same bits and decide
+`s_ij > k_i` alike, and s_ij == s_ji: each product of a pair commutes, and pairs are summed over D in
+one order wherever in a tile they stand.
+"""
+
+import triton
+import triton.language as tl
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LN_2 = tl.constexpr(0.6931471805599453)
+INFINITY = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def load_block(
+    unit_ptr,  # (N_PADDED, WIDTH), normalised rows, contiguous
+    first_row,
+    first_column,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """(ROWS, COLUMNS) of the normalised rows. They are padded with zeros, so nothing is masked."""
+    base = unit_ptr + tl.cast(first_row, tl.int64) * WIDTH + first_column
+    rows = tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    return tl.load(base + rows[:, None] * WIDTH + columns[None, :])
+
+
+@triton.jit
+def similarity_tile(
+    unit_ptr,  # (N_PADDED, WIDTH)
+    row_block,  # (ROWS, WIDTH) where WIDTH == BLOCK_K: held for the whole loop over columns
+    first_row,
+    first_column,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Similarities (ROWS, COLUMNS) in fp32, and the last (COLUMNS, BLOCK_K) block they came from."""
+    if WIDTH == BLOCK_K:
+        column_block = load_block(unit_ptr, first_column, 0, WIDTH, COLUMNS, BLOCK_K)
+        s = tl.dot(row_block, tl.trans(column_block), input_precision=PRECISION)
+    else:
+        s = tl.zeros((ROWS, COLUMNS), tl.float32)
+        column_block = tl.zeros((COLUMNS, BLOCK_K), row_block.dtype)
+        for k in range(0, WIDTH, BLOCK_K):
+            row_chunk = load_block(unit_ptr, first_row, k, WIDTH, ROWS, BLOCK_K)
+            column_block = load_block(unit_ptr, first_column, k, WIDTH, COLUMNS, BLOCK_K)
+            s = tl.dot(row_chunk, tl.trans(column_block), s, input_precision=PRECISION)
+    return s, column_block
+
+
+@triton.jit
+def load_groups(groups_ptr, rows, n, NONE: tl.constexpr):
+    """Groups (rows,) with NONE in place of every negative one; rows and columns use another NONE."""
+    groups = tl.load(groups_ptr + rows, mask=rows < n, other=-1)
+    return tl.where(groups < 0, NONE, groups)
+
+
+@triton.jit
+def candidates_only(
+    s,  # (ROWS, COLUMNS)
+    row_groups,  # (ROWS,) from load_groups with NONE = -1, read only where GROUPED
+    first_row,
+    first_column,
+    groups_ptr,  # (N,) int64
+    n,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    GROUPED: tl.constexpr,
+):
+    """`s` with -inf where column j is not a candidate of row i, or either lies past the last row.
+
+    -inf is above no threshold and has exponential 0: everything downstream follows from it. Only
+    tiles on the diagonal, on the partners' diagonals or at the end pay for the comparison.
+    """
+    half = n // 2
+    first_of_row = first_row - first_column
+    on_diagonal = (first_of_row < COLUMNS) & (first_of_row > -ROWS)
+    on_upper = (first_of_row + half < COLUMNS) & (first_of_row + half > -ROWS)
+    on_lower = (first_of_row - half < COLUMNS) & (first_of_row - half > -ROWS)
+    at_end = (first_column + COLUMNS > n) | (first_row + ROWS > n)
+    columns = first_column + tl.arange(0, COLUMNS)
+    if on_diagonal | on_upper | on_lower | at_end:
+        rows = first_row + tl.arange(0, ROWS)
+        partners = tl.where(rows < half, rows + half, rows - half)
+        left_out = (columns[None, :] == rows[:, None]) | (columns[None, :] == partners[:, None])
+        left_out |= (columns >= n)[None, :] | (rows >= n)[:, None]
+        s = tl.where(left_out, -INFINITY, s)
+    if GROUPED:
+        column_groups = load_groups(groups_ptr, columns, n, -2)
+        s = tl.where(row_groups[:, None] == column_groups[None, :], -INFINITY, s)
+    return s
+
+
+@triton.jit
+def count_bins(
+    s,  # (ROWS, COLUMNS), -inf for pairs left out
+    first_bin,
+    bins,
+    BLOCK_BINS: tl.constexpr,
+):
+    """Counts (BLOCK_BINS,) of the similarities in bins first_bin, first_bin + 1, …"""
+    # (s + 1) * (bins / 2) has the one rounding of (s + 1) / 2 * bins.
+    position = tl.floor((s + 1.0) * (bins * 0.5))
+    position = tl.minimum(tl.maximum(position, 0.0), bins - 1.0).to(tl.int32) - first_bin
+    inside = (position >= 0) & (position < BLOCK_BINS) & (s > -INFINITY)
+    position = tl.where(inside, position, 0)
+    return tl.histogram(tl.ravel(position), BLOCK_BINS, mask=tl.ravel(inside))
+
+
+@triton.jit
+def round_mantissa(x, DROPPED_BITS: tl.constexpr):
+    """fp32 `x` to the nearest value with DROPPED_BITS fewer mantissa bits, ties to even.
+
+    16 leaves bfloat16 and 13 TF32. The casts that follow are then exact: tensor cores cut TF32
+    operands off, and the interpreter cuts bfloat16 off.
+    """
+    if DROPPED_BITS == 0:
+        rounded = x
+    else:
+        bits = x.to(tl.int32, bitcast=True)
+        odd = (bits >> DROPPED_BITS) & 1
+        bits += odd + ((1 << (DROPPED_BITS - 1)) - 1)
+        bits = (bits >> DROPPED_BITS) << DROPPED_BITS
+        # The carry would turn the NaN of all ones, the one hardware makes, into zero.
+        rounded = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return rounded
