@@ -143,8 +143,8 @@ def history_batches(
     """What the model may see of each ranked user, of similar lengths together.
 
     Yields:
-        rows ``(B,)`` int64 into ``split.eval_users``, inputs ``(B, L)`` int64 padded on the right
-        with 0, lengths ``(B,)`` int64.
+        users ``(B,)`` int64, inputs ``(B, L)`` int64 padded on the right with 0, lengths ``(B,)``
+        int64.
     """
     ends = split.sequences.offsets[split.eval_users] + split.history_lengths(stage)
     lengths = np.minimum(split.history_lengths(stage), max_length)
@@ -152,4 +152,4 @@ def history_batches(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         inputs = gather_windows(split.sequences.items, ends[rows], lengths[rows], lengths[rows].max())
-        yield rows, inputs, torch.from_numpy(lengths[rows])
+        yield split.eval_users[rows], inputs, torch.from_numpy(lengths[rows])

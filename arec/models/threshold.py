@@ -16,7 +16,8 @@ class ThresholdNetwork(nn.Module):
     a threshold depends on the row and on the composition of its batch at any batch size.
 
     The output is ``2.1 (σ(x) − 0.5)``, as released: slightly past [−1, 1], so that "everything is
-    negative" and "everything is positive" are both within reach.
+    negative" and "everything is positive" are both within reach. It starts near the top: what a
+    fresh encoder finds similar says nothing, and taking it for positives makes features collapse.
     """
 
     def __init__(self, features: int, hidden: int = 64) -> None:
@@ -24,6 +25,7 @@ class ThresholdNetwork(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(2 * features, hidden), nn.GELU(), nn.Linear(hidden, 1)
         )
+        nn.init.constant_(self.layers[-1].bias, 3.0)  # k = 0.95
 
     def forward(self, features: Tensor) -> Tensor:  # (B, D) -> (B,)
         directions = F.normalize(features, dim=-1)

@@ -1,0 +1,117 @@
+"""Run folders: configuration, checkpoints and metrics, each written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from arec.config import Config
+from arec.data import load
+from arec.data.interactions import Sequences
+from arec.data.split import LeaveOneOut
+from arec.errors import UserError
+from arec.objectives import Objective, build_objective
+
+CONFIG, BEST, LAST, METRICS, LOG = (
+    "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl"
+)  # fmt: skip
+
+
+class RunError(UserError):
+    """A run folder cannot be written, read or continued."""
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file under a temporary name and move it into place when it is complete.
+
+    Raises:
+        RunError: the folder or the disk refuses.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                write(file)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    write_atomically(path, lambda file: torch.save(state, file))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """A checkpoint written by :func:`save`, on the CPU.
+
+    Raises:
+        RunError: there is none, or it is not one.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file; expected the folder of a run of arec.train") from None
+    except Exception as error:  # torch.load raises whatever its unpickler meets
+        raise RunError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
+
+
+def fingerprint(sequences: Sequences) -> str:
+    """Changes when the items of any user do, or their numbering."""
+    digest = hashlib.sha256("\n".join(sequences.item_ids).encode())
+    digest.update(sequences.items.tobytes())
+    digest.update(sequences.offsets.tobytes())
+    return digest.hexdigest()
+
+
+def load_data(config: Config) -> LeaveOneOut:
+    """The split data of a configuration.
+
+    Raises:
+        DataError: the data set cannot be found, fetched, read or used.
+    """
+    sequences = load(
+        config.dataset,
+        data_dir=config.data_dir,
+        user_column=config.user_column,
+        item_column=config.item_column,
+        time_column=config.time_column,
+        k_core=config.k_core,
+        seed=config.seed,
+    )
+    return LeaveOneOut(sequences)
+
+
+def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
+    """Configuration, data and the chosen model of a finished run.
+
+    Raises:
+        RunError: the folder holds no checkpoint, or it does not fit the data.
+        DataError: the data are no longer where they were.
+    """
+    state = load_state(run / BEST)
+    config = Config.from_settings(Config.read_settings(run / CONFIG))
+    split = load_data(config)
+    if state["data"] != fingerprint(split.sequences):
+        raise RunError(f"{run / BEST}: trained on other data than {config.dataset} now gives")
+    objective = build_objective(config, split.sequences.num_items)
+    objective.load_state_dict(state["objective"])
+    return config, split, objective.eval()

@@ -1,0 +1,64 @@
+"""What the programs share: options from :class:`Config`, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import typing
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from arec.config import Config
+from arec.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line and leaves with exit code 2."""
+
+    def __init__(self, program: str, description: str) -> None:
+        super().__init__(
+            prog=f"python -m {program}",
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for every field of :class:`Config`, absent from the result unless given."""
+    group = parser.add_argument_group("settings (the same names in a TOML file)")
+    for name, field in Config.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        shown = {"help": f"{field.description} (default: {field.default})".replace("%", "%%")}
+        if field.annotation is bool:
+            group.add_argument(
+                option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, **shown
+            )
+        else:
+            choices = typing.get_args(field.annotation) if _is_choice(field.annotation) else None
+            metavar = "{" + ",".join(choices) + "}" if choices else name.rsplit("_", 1)[-1].upper()
+            group.add_argument(option, metavar=metavar, default=argparse.SUPPRESS, **shown)
+
+
+def _is_choice(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is typing.Literal
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that stood on the command line."""
+    return {name: value for name, value in vars(arguments).items() if name in Config.model_fields}
+
+
+def run(program: str, main: Callable[[], None]) -> None:
+    """Call ``main``; what a person can mend becomes one line on standard error and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        print(f"python -m {program}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"python -m {program}: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,22 @@
+"""``python -m arec.evaluate RUN``: the test figures of a finished run, again, from its checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from arec.checkpoint import load_run
+from arec.cli import Parser, run
+from arec.results import final_metrics, format_results
+from arec.trainer import pick_device
+
+
+def main() -> None:
+    parser = Parser("arec.evaluate", "Rank the test items with the checkpoint of a run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
+    arguments = parser.parse_args()
+    config, split, objective = load_run(arguments.run)
+    print(format_results(final_metrics(objective.to(pick_device(config.device)), split, config)))
+
+
+if __name__ == "__main__":
+    run("arec.evaluate", main)

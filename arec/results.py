@@ -1,0 +1,57 @@
+"""The figures of a finished run, and the table that people see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from arec.config import Config
+from arec.data.split import LeaveOneOut
+from arec.detection import false_negative_detection
+from arec.objectives import AdaptiveRec, Objective
+from arec.ranking import evaluate_scores, oracle_scores, popularity_scores
+from arec.trainer import evaluate, training_batches
+
+_METRICS = ("NDCG@5", "NDCG@10", "MRR@5", "MRR@10", "Recall@5", "Recall@10")
+_ROWS = {"test": "test", "popularity": "popularity", "upper_bound": "upper bound"}
+
+
+def final_metrics(objective: Objective, split: LeaveOneOut, config: Config) -> dict[str, Any]:
+    """Validation and test figures, those of the popularity baseline, and what planted data add.
+
+    Returns:
+        ``valid``, ``test``, ``popularity`` (on the test items) and, with planted truth,
+        ``upper_bound``: each ``{"filtered": metrics, "unfiltered": metrics}``. With planted truth and
+        AdaptiveRec also ``false_negatives``, see :func:`false_negative_detection`.
+    """
+    metrics = {
+        "valid": evaluate(objective, split, "valid"),
+        "test": evaluate(objective, split, "test"),
+        "popularity": evaluate_scores(split, "test", popularity_scores(split)),
+    }
+    if split.sequences.planted is not None:
+        metrics["upper_bound"] = evaluate_scores(split, "test", oracle_scores(split, "test"))
+        if isinstance(objective, AdaptiveRec):
+            batches = training_batches(config, split)
+            metrics["false_negatives"] = false_negative_detection(objective, batches.epoch(0))
+    return metrics
+
+
+def format_results(metrics: dict[str, Any]) -> str:
+    """A table for the terminal."""
+    lines = [f"{'':24}" + "".join(f"{name:>11}" for name in _METRICS)]
+    for row, label in _ROWS.items():
+        for protocol, figures in metrics.get(row, {}).items():
+            name = f"{label} ({protocol})"
+            lines.append(f"{name:24}" + "".join(f"{figures[metric]:11.4f}" for metric in _METRICS))
+    lines.append("filtered: the user's own history is not ranked; unfiltered: every item is")
+    if "false_negatives" in metrics:
+        found = metrics["false_negatives"]
+        lines += [
+            "",
+            f"{'false negatives':24}{'precision':>11}{'recall':>11}",
+            f"{'above SimThres':24}{found['precision']:11.4f}{found['recall']:11.4f}",
+            f"{'random, as many':24}{found['base_rate']:11.4f}{found['selected']:11.4f}",
+            "a pair of sequences is a true one when the same planted intent makes both targets;",
+            "the precision of a random mask is the base rate",
+        ]
+    return "\n".join(lines)

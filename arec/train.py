@@ -1,0 +1,111 @@
+"""``python -m arec.train``: train one method on one data set, rank, and keep the run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from arec.checkpoint import BEST, CONFIG, LAST, METRICS, RunError, load_data, load_run, write_json, write_text
+from arec.cli import Parser, add_settings, given_settings, run
+from arec.config import Config
+from arec.results import final_metrics, format_results
+from arec.trainer import Trainer
+
+log = logging.getLogger("arec")
+
+
+def parse_arguments(arguments: list[str] | None = None):
+    parser = Parser("arec.train", "Train a sequential recommender and rank it on the test items.")
+    parser.add_argument(
+        "--config", metavar="FILE", help="TOML file of settings, or the name of a recipe"
+    )
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="new folder of the run; default under runs/"
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run, as it was set"
+    )
+    add_settings(parser)
+    parsed = parser.parse_args(arguments)
+    if parsed.resume and (parsed.config or parsed.run_dir or given_settings(parsed)):
+        parser.error("--resume: the run brings its own settings; expected no other option")
+    return parsed
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.resume:
+        folder = arguments.resume
+        config = Config.from_settings(Config.read_settings(folder / CONFIG))
+    else:
+        settings = Config.read_settings(arguments.config) if arguments.config else {}
+        config = Config.from_settings(settings | given_settings(arguments))
+        folder = arguments.run_dir or _default_folder(config)
+        if any((folder / name).exists() for name in (CONFIG, BEST, LAST)):
+            raise RunError(f"{folder}: holds a run already; expected a new folder, or --resume")
+    split = load_data(config)
+    if not arguments.resume:
+        write_text(folder / CONFIG, config.to_toml())
+    _log_to(folder / "train.log")
+    with logging_redirect_tqdm([log]):
+        _train(config, split, folder, resume=bool(arguments.resume))
+
+
+def _train(config: Config, split, folder: Path, *, resume: bool) -> None:
+    sequences = split.sequences
+    log.info(
+        "%s: %d users, %d items, %d interactions; %d users with fewer than 3 items train only",
+        sequences.name,
+        sequences.num_users,
+        sequences.num_items,
+        sequences.num_interactions,
+        split.num_train_only,
+    )
+    trainer = Trainer(config, split, folder, resume=resume)
+    log.info(
+        "%s: %d parameters, on %s; run folder %s",
+        config.method,
+        sum(parameter.numel() for parameter in trainer.objective.parameters()),
+        trainer.device,
+        folder,
+    )
+    records = trainer.fit()
+    _, _, objective = load_run(folder)
+    metrics = {
+        "config": config.model_dump(mode="json"),
+        "epochs": len(records),
+        "best_epoch": trainer.best_epoch,
+        "minutes": sum(record["seconds"] for record in records) / 60,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **final_metrics(objective.to(trainer.device), split, config),
+    }
+    write_json(folder / METRICS, metrics)
+    log.info("\n%s", format_results(metrics))
+    log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)
+
+
+def _default_folder(config: Config) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{Path(config.dataset).name}-{config.method}-{stamp}"
+
+
+def _log_to(path: Path) -> None:
+    log.setLevel(logging.INFO)
+    formatter = logging.Formatter("%(message)s")
+    try:
+        handlers = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        log.addHandler(handler)
+
+
+if __name__ == "__main__":
+    run("arec.train", main)

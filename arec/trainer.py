@@ -1,0 +1,221 @@
+"""The training loop: epochs, validation, early stopping, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from arec.checkpoint import BEST, LAST, LOG, RunError, fingerprint, load_state, save, write_text
+from arec.config import Config
+from arec.data.batches import TrainingBatches, history_batches
+from arec.data.split import LeaveOneOut, Stage
+from arec.detection import false_negative_detection
+from arec.objectives import AdaptiveRec, Objective, build_objective
+from arec.ranking import ScoreBatch, evaluate_scores
+
+log = logging.getLogger("arec")
+
+_EVAL_BATCH = 256
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the first GPU where there is one.
+
+    Raises:
+        RunError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@torch.no_grad()
+def evaluate(
+    objective: Objective, split: LeaveOneOut, stage: Stage
+) -> dict[str, dict[str, float]]:
+    """NDCG, MRR and Recall of whole ranking: see :func:`arec.ranking.evaluate_scores`."""
+    objective.eval()
+    device = next(objective.parameters()).device
+
+    def scores() -> Iterator[ScoreBatch]:
+        for users, inputs, lengths in history_batches(
+            split, stage, batch_size=_EVAL_BATCH, max_length=objective.encoder.max_length
+        ):
+            yield users, objective.score(inputs.to(device), lengths.to(device))
+
+    return evaluate_scores(split, stage, scores())
+
+
+def training_batches(config: Config, split: LeaveOneOut) -> TrainingBatches:
+    return TrainingBatches(
+        split,
+        batch_size=config.batch_size,
+        max_length=config.max_length,
+        random_windows=config.random_windows,
+        partners=config.method != "sasrec" and config.lambda_cl > 0 and config.views != "un",
+        seed=config.seed,
+    )
+
+
+class Trainer:
+    """Trains one objective on one split and keeps the checkpoint that validates best.
+
+    Args:
+        run: folder for ``log.jsonl`` (a line an epoch), ``checkpoint.pt`` (the best epoch's model)
+            and ``last.pt`` (all that is needed to go on after an interruption).
+        resume: go on from the folder's ``last.pt``.
+    """
+
+    def __init__(
+        self, config: Config, split: LeaveOneOut, run: Path, *, resume: bool = False
+    ) -> None:
+        self.config = config
+        self.split = split
+        self.run = run
+        self.device = pick_device(config.device)
+        torch.manual_seed(config.seed)
+        self.objective = build_objective(config, split.sequences.num_items).to(self.device)
+        self.batches = training_batches(config, split)
+        self.optimizer = torch.optim.AdamW(
+            self.objective.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.records: list[dict[str, Any]] = []
+        self.best_epoch = -1
+        if resume:
+            self._restore(load_state(run / LAST))
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up, then cosine decay to 0, as a share of the peak."""
+        warmup = self.config.warmup_epochs * len(self.batches)
+        total = self.config.epochs * len(self.batches)
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+    def fit(self) -> list[dict[str, Any]]:
+        """Train until the last epoch or until ``patience`` epochs brought nothing better.
+
+        Returns:
+            One record an epoch: means of the logged scalars, validation metrics, seconds.
+
+        Raises:
+            RunError: the loss is not finite; no checkpoint is written after that.
+        """
+        done = len(self.records)
+        steps = (self.config.epochs - done) * len(self.batches)
+        with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=None) as bar:
+            for epoch in range(done, self.config.epochs):
+                if epoch - self.best_epoch > self.config.patience and self.best_epoch >= 0:
+                    log.info("no better epoch in %d: stopped", self.config.patience)
+                    break
+                self._epoch(epoch, bar)
+        return self.records
+
+    def _epoch(self, epoch: int, bar: tqdm) -> None:
+        start = time.perf_counter()
+        record = {"epoch": epoch, **self._train(epoch, bar)}
+        record["train_seconds"] = time.perf_counter() - start
+        record["valid"] = evaluate(self.objective, self.split, "valid")
+        if self.split.sequences.planted is not None and isinstance(self.objective, AdaptiveRec):
+            record["false_negatives"] = false_negative_detection(
+                self.objective, self.batches.epoch(epoch)
+            )
+        record["seconds"] = time.perf_counter() - start
+        self.records.append(record)
+        if self.best_epoch < 0 or self._validation(epoch) > self._validation(self.best_epoch):
+            self.best_epoch = epoch
+            save(
+                self.run / BEST,
+                {
+                    "objective": self.objective.state_dict(),
+                    "epoch": epoch,
+                    "data": fingerprint(self.split.sequences),
+                },
+            )
+        self._save_last()
+        log.info("%s", describe(record))
+
+    def _train(self, epoch: int, bar: tqdm) -> dict[str, float]:
+        """One pass over the training batches; means of what the objective logs."""
+        self.objective.train()
+        sums: dict[str, torch.Tensor] = {}
+        for batch in self.batches.epoch(epoch):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss, scalars = self.objective(batch.to(self.device))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
+            self.optimizer.step()
+            self.schedule.step()
+            for name, value in {"loss": loss.detach(), **scalars}.items():
+                sums[name] = sums.get(name, 0) + value
+            bar.update()
+        means = {name: value.item() / len(self.batches) for name, value in sums.items()}
+        if not math.isfinite(means["loss"]):
+            raise RunError(
+                f"epoch {epoch}: the training loss is {means['loss']}; try a lower learning_rate; "
+                f"{self.run / BEST} still holds the best epoch so far"
+            )
+        return means | self.objective.end_epoch()
+
+    def _validation(self, epoch: int) -> float:
+        protocol = "filtered" if self.config.filter_history else "unfiltered"
+        return self.records[epoch]["valid"][protocol]["NDCG@10"]
+
+    def _save_last(self) -> None:
+        write_text(self.run / LOG, "".join(json.dumps(record) + "\n" for record in self.records))
+        save(
+            self.run / LAST,
+            {
+                "objective": self.objective.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                "records": self.records,
+                "best_epoch": self.best_epoch,
+                "data": fingerprint(self.split.sequences),
+            },
+        )
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if state["data"] != fingerprint(self.split.sequences):
+            raise RunError(f"{self.run / LAST}: the data have changed since; start a new run")
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.records = state["records"]
+        self.best_epoch = state["best_epoch"]
+
+
+def describe(record: dict[str, Any]) -> str:
+    """An epoch's record in one line for people."""
+    parts = [f"epoch {record['epoch']:3d}  loss {record['loss']:.4f}"]
+    if "L_cl" in record:
+        parts.append(f"L_cl {record['L_cl']:.4f}")
+    if "k_mean" in record:
+        parts.append(f"k {record['k_mean']:.3f}±{record['k_std']:.3f}")
+        parts.append(f"positives/row {record['positives_per_row']:.1f}")
+    valid = record["valid"]
+    parts.append(
+        f"valid NDCG@10 {valid['filtered']['NDCG@10']:.4f} filtered, "
+        f"{valid['unfiltered']['NDCG@10']:.4f} not"
+    )
+    parts.append(f"{record['seconds']:.1f} s")
+    return "  ".join(parts)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from arec.data.batches import TrainingBatches, history_batches
+from arec.data.interactions import Sequences
+from arec.data.split import LeaveOneOut
+
+MAX_LENGTH = 6
+
+
+@pytest.fixture(scope="module")
+def split() -> LeaveOneOut:
+    rng = np.random.default_rng(0)
+    lengths = np.array([0, 1, 2, 3, 4, 8, 9, 12, *rng.integers(3, 20, size=80)])
+    items = rng.integers(1, 31, size=lengths.sum()).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = np.arange(1, 31).astype(str)
+    return LeaveOneOut(Sequences("test", items, offsets, ids, np.arange(len(lengths)).astype(str)))
+
+
+def batches(split: LeaveOneOut, **settings) -> TrainingBatches:
+    settings = {"batch_size": 16, "max_length": MAX_LENGTH, "partners": True} | settings
+    return TrainingBatches(split, **settings)
+
+
+def training_windows(split: LeaveOneOut) -> set[tuple[int, ...]]:
+    """Every window of inputs with its next item, over all training parts."""
+    found = set()
+    for user in range(split.sequences.num_users):
+        items = split.sequences[user][: split.train_lengths[user]].tolist()
+        for end in range(1, len(items)):
+            found.add(tuple(items[max(0, end - MAX_LENGTH) : end + 1]))
+    return found
+
+
+def test_windows_come_from_the_training_part_and_targets_are_next(split: LeaveOneOut) -> None:
+    known = training_windows(split)
+    for batch in batches(split).epoch(0):
+        for inputs, targets, length in zip(batch.inputs, batch.targets, batch.lengths):
+            window = inputs[:length].tolist()
+            assert not inputs[length:].any() and not targets[length:].any()
+            assert targets[: length - 1].tolist() == window[1:]
+            assert (*window, targets[length - 1].item()) in known
+
+
+def test_every_user_once_an_epoch_also_in_the_last_incomplete_batch(split: LeaveOneOut) -> None:
+    loader = batches(split)
+    sizes = [len(batch.inputs) for batch in loader.epoch(3)]
+    assert len(sizes) == len(loader)
+    assert sum(sizes) == (split.train_lengths >= 2).sum()
+    assert sum(sizes) % 16, "the case is one with an incomplete batch"
+
+
+def test_partners_end_before_the_same_target(split: LeaveOneOut) -> None:
+    known = training_windows(split)
+    for batch in batches(split).epoch(1):
+        for row, length in enumerate(batch.partner_lengths):
+            window = batch.partner_inputs[row, :length].tolist()
+            target = batch.anchor_targets[row].item()
+            # A partner is cut to the width of its batch.
+            assert any(k[-1] == target and list(k[-1 - length : -1]) == window for k in known)
+
+
+def test_latest_windows_without_random_ones(split: LeaveOneOut) -> None:
+    latest = {
+        tuple(split.sequences[u][: split.train_lengths[u]][-MAX_LENGTH - 1 :].tolist())
+        for u in range(split.sequences.num_users)
+        if split.train_lengths[u] >= 2
+    }
+    for batch in batches(split, random_windows=0.0).epoch(0):
+        for inputs, target, length in zip(batch.inputs, batch.anchor_targets, batch.lengths):
+            assert (*inputs[:length].tolist(), target.item()) in latest
+
+
+def test_random_windows_reach_every_position(split: LeaveOneOut) -> None:
+    loader = batches(split, random_windows=1.0)
+    seen = {
+        (*inputs[:length].tolist(), target.item())
+        for epoch in range(200)
+        for batch in loader.epoch(epoch)
+        for inputs, target, length in zip(batch.inputs, batch.anchor_targets, batch.lengths)
+    }
+    long = np.flatnonzero(split.train_lengths > MAX_LENGTH + 1)
+    for user in long:
+        items = split.sequences[user][: split.train_lengths[user]].tolist()
+        for end in range(MAX_LENGTH, len(items)):
+            assert tuple(items[end - MAX_LENGTH : end + 1]) in seen
+
+
+def test_epochs_differ_and_repeat(split: LeaveOneOut) -> None:
+    loader = batches(split)
+    first, again, other = (
+        torch.cat([batch.inputs.flatten() for batch in loader.epoch(epoch)]) for epoch in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("stage", ["valid", "test"])
+def test_histories_are_the_latest_items_before_the_target(split: LeaveOneOut, stage: str) -> None:
+    known = dict(zip(split.eval_users.tolist(), split.history_lengths(stage).tolist()))
+    seen = []
+    for users, inputs, lengths in history_batches(split, stage, batch_size=7, max_length=MAX_LENGTH):
+        for user, items, length in zip(users, inputs, lengths):
+            history = split.sequences[user][: known[user]]
+            assert items[:length].tolist() == history[-MAX_LENGTH:].tolist()
+            assert not items[length:].any()
+        seen += users.tolist()
+    assert sorted(seen) == sorted(known)

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arec.models import Encoder
+
+LENGTHS = torch.tensor([7, 3, 1, 5])
+
+
+def make(**settings) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(20, max_length=10, hidden_size=16, feed_forward=32, **settings).eval()
+
+
+def inputs() -> torch.Tensor:
+    items = torch.randint(1, 21, (4, 7), generator=torch.Generator().manual_seed(1))
+    return items * (torch.arange(7) < LENGTHS[:, None])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_last_only_is_the_last_position(causal: bool, norm_first: bool, layers: int) -> None:
+    encoder = make(causal=causal, norm_first=norm_first, layers=layers)
+    every = encoder(inputs(), LENGTHS)
+    last = encoder(inputs(), LENGTHS, last_only=True)
+    torch.testing.assert_close(last, every[torch.arange(4), LENGTHS - 1])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_changes_nothing(causal: bool) -> None:
+    encoder = make(causal=causal)
+    x = inputs()
+    alone = encoder(x[1:2, :3], LENGTHS[1:2])
+    torch.testing.assert_close(encoder(x, LENGTHS)[1:2, :3], alone)
+
+
+def test_causal_positions_do_not_see_the_future() -> None:
+    encoder = make()
+    x = inputs()
+    changed = x.clone()
+    changed[0, 6] = x[0, 6] % 20 + 1
+    before, after = encoder(x, LENGTHS), encoder(changed, LENGTHS)
+    torch.testing.assert_close(before[0, :6], after[0, :6])
+    assert not torch.allclose(before[0, 6], after[0, 6])
+
+
+def test_bidirectional_positions_see_the_future() -> None:
+    encoder = make(causal=False)
+    x = inputs()
+    changed = x.clone()
+    changed[0, 6] = x[0, 6] % 20 + 1
+    assert not torch.allclose(encoder(x, LENGTHS)[0, 0], encoder(changed, LENGTHS)[0, 0])
+
+
+def test_padding_has_no_embedding_and_gets_no_gradient() -> None:
+    encoder = make().train()
+    encoder(inputs(), LENGTHS).sum().backward()
+    assert not encoder.items.weight[0].any()
+    assert not encoder.items.weight.grad[0].any()

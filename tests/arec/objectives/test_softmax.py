@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from arec.objectives import softmax
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64])
+@pytest.mark.parametrize("logits_per_chunk", [1, 60, 1 << 21])
+def test_equals_cross_entropy(rows: int, logits_per_chunk: int, monkeypatch) -> None:
+    monkeypatch.setitem(softmax._LOGITS_PER_CHUNK, "cpu", logits_per_chunk)
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, 8, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(21, 8, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(1, 21, (rows,))
+    ours = softmax.full_softmax_loss(hidden, table, targets)
+    gradients = torch.autograd.grad(3 * ours, (hidden, table))
+    expected = F.cross_entropy(hidden @ table[1:].T, targets - 1)
+    torch.testing.assert_close(ours, expected)
+    for got, want in zip(gradients, torch.autograd.grad(3 * expected, (hidden, table))):
+        torch.testing.assert_close(got, want)
+
+
+def test_large_logits_do_not_overflow() -> None:
+    hidden = torch.full((2, 4), 1e3, requires_grad=True)
+    table = torch.randn(9, 4, generator=torch.Generator().manual_seed(0)) * 10
+    loss = softmax.full_softmax_loss(hidden, table, torch.tensor([1, 2]))
+    loss.backward()
+    assert loss.isfinite() and hidden.grad.isfinite().all()
