@@ -25,7 +25,10 @@ class TargetIndex:
         self._num_users = max(sequences.num_users, 1)
         keys = sequences.items[self.positions].astype(np.int64) * self._num_users + self.users
         order = np.argsort(keys, kind="stable")
-        self._keys, self.positions, self.users = keys[order], self.positions[order], self.users[order]
+        self._keys = keys[order]
+        # Index -1, "nobody", finds -1 at the end.
+        self.positions = np.append(self.positions[order], -1)
+        self.users = np.append(self.users[order], -1)
 
     def sample(
         self,
@@ -48,7 +51,4 @@ class TargetIndex:
         drawn = begin + rng.integers(0, np.maximum(others, 1))
         drawn += np.where(drawn >= own_begin, own_end - own_begin, 0)
         drawn = np.where(others > 0, drawn, -1)
-        return (
-            np.where(drawn >= 0, self.positions[drawn], -1),
-            np.where(drawn >= 0, self.users[drawn], -1),
-        )
+        return self.positions[drawn], self.users[drawn]
