@@ -26,7 +26,7 @@ class ConfigError(UserError):
 class Config(BaseModel):
     """Settings of one training run; the defaults train AdaptiveRec on the built-in data."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: Literal["sasrec", "duorec", "adaptiverec"] = Field(
         "adaptiverec", description="what is trained"

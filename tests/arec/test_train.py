@@ -1,0 +1,223 @@
+"""The programs as a person runs them, on small data."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import arec.objectives.adaptiverec as adaptiverec
+import arec.trainer
+from arec import checkpoint, evaluate, train
+from arec.cli import run
+from arec.trainer import Trainer
+
+SMALL = ["--hidden-size", "16", "--feed-forward", "16", "--max-length", "8", "--batch-size", "32"]
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Path:
+    """90 users who walk along a circle of 20 items."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "walks.txt.gz"
+    with gzip.open(path, "wt") as file:
+        for user in range(90):
+            start, length = rng.integers(20), rng.integers(6, 15)
+            walk = " ".join(f"film{(start + step) % 20}" for step in range(length))
+            print(f"user{user} {walk}", file=file)
+    return path
+
+
+def call(program, monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+    run(program.__name__, program.main)
+
+
+def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 6, *SMALL)
+    trained = json.loads((folder / "metrics.json").read_text())
+    assert trained["epochs"] == 6
+    assert len((folder / "log.jsonl").read_text().splitlines()) == 6
+    test, popularity = trained["test"], trained["popularity"]
+    assert test["filtered"]["NDCG@10"] > popularity["filtered"]["NDCG@10"]
+    assert test["filtered"]["NDCG@10"] >= test["unfiltered"]["NDCG@10"]
+    log = (folder / "train.log").read_text()
+    assert "90 users, 20 items" in log
+    capsys.readouterr()
+
+    call(evaluate, monkeypatch, folder)
+    table = capsys.readouterr().out.rstrip()
+    assert table in log, "the same table, to the last digit"
+
+
+def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> None:
+    results = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        folder = tmp_path / name
+        call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 2,
+             "--seed", seed, *SMALL)  # fmt: skip
+        state = torch.load(folder / "checkpoint.pt")["objective"]
+        results.append(state["encoder.items.weight"])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_resumed_run_equals_an_uninterrupted_one(log_file, tmp_path, monkeypatch) -> None:
+    options = ["--dataset", log_file, "--epochs", 4, *SMALL]
+    call(train, monkeypatch, *options, "--run-dir", tmp_path / "whole")
+
+    original = Trainer._epoch
+
+    def cut_off(self, epoch, bar):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        original(self, epoch, bar)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_epoch", cut_off)
+        with pytest.raises(SystemExit) as exit:
+            call(train, monkeypatch, *options, "--run-dir", tmp_path / "cut")
+    assert exit.value.code == 130
+    call(train, monkeypatch, "--resume", tmp_path / "cut")
+
+    whole, cut = (torch.load(tmp_path / name / "last.pt")["objective"] for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and "reference" in whole
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name
+    metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("whole", "cut")]
+    assert metrics[0]["test"] == metrics[1]["test"]
+
+
+def test_adaptiverec_trains_through_the_op_and_nothing_else(
+    log_file, tmp_path, monkeypatch
+) -> None:
+    calls = []
+    op = adaptiverec.adaptive_info_nce
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return op(*args, **kwargs)
+
+    monkeypatch.setattr(adaptiverec, "adaptive_info_nce", counted)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 3,
+         "--views", "su", *SMALL)  # fmt: skip
+    steps = 3 * -(-90 // 32)
+    assert len(calls) == steps
+    sources = Path(train.__file__).parent.rglob("*.py")
+    assert not [path.name for path in sources if "logsumexp" in path.read_text()]
+
+
+def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) -> None:
+    figures = iter([0.1, 0.3, 0.2, 0.2, 0.25, 0.9])
+
+    def planned(objective, split, stage):
+        value = next(figures) if stage == "valid" else 0.0
+        return {name: {"NDCG@10": value} for name in ("filtered", "unfiltered")}
+
+    monkeypatch.setattr(arec.trainer, "evaluate", planned)
+    config = train.Config(
+        dataset=str(log_file), hidden_size=16, feed_forward=16, epochs=10, patience=3
+    )
+    trainer = Trainer(config, checkpoint.load_data(config), tmp_path)
+    assert len(trainer.fit()) == 5
+    assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == 1
+
+
+def test_a_broken_loss_writes_no_checkpoint(log_file, tmp_path, monkeypatch, capsys) -> None:
+    original = Trainer._train
+
+    def explode(self, epoch, bar):
+        if epoch == 1:
+            with torch.no_grad():
+                self.objective.encoder.items.weight.fill_(torch.nan)
+        return original(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "_train", explode)
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
+    assert exit.value.code == 2
+    assert "epoch 1: the training loss is nan" in capsys.readouterr().err
+    for name in ("checkpoint.pt", "last.pt"):
+        weights = torch.load(folder / name)["objective"]["encoder.items.weight"]
+        assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "epochs: "),
+        (["--no-such-option"], "unrecognized arguments: --no-such-option"),
+        (["--method", "gru4rec"], "method: "),
+        (["--dataset", "{tmp}/missing.txt"], "missing.txt"),
+        (["--config", "{tmp}/missing.toml"], "missing.toml"),
+        (["--device", "abacus"], "device: 'abacus'"),
+        (["--resume", "{tmp}/nothing"], "nothing"),
+        (["--resume", "{tmp}", "--epochs", "3"], "--resume: "),
+        (["--run-dir", "{tmp}/file/run"], "cannot be written"),
+        (["--k-core", "1000"], "k_core"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments, message, log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    defaults = [] if "--resume" in arguments else ["--dataset", log_file]
+    if "--run-dir" not in arguments and "--resume" not in arguments:
+        defaults += ["--run-dir", tmp_path / "run"]
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, *defaults, *arguments)
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1, error
+    assert "Traceback" not in error
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
+
+
+def test_a_run_is_never_overwritten(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    options = ["--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL]
+    call(train, monkeypatch, *options)
+    before = (folder / "checkpoint.pt").read_bytes()
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, *options)
+    assert exit.value.code == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    cases = {"no such file": lambda: (folder / "checkpoint.pt").unlink()}
+    cases["not a readable checkpoint"] = lambda: (folder / "checkpoint.pt").write_bytes(b"PK")
+    with gzip.open(log_file, "at") as file:
+        print("user90 film1 film2 film3 film4 film5", file=file)
+    for message, breaks in [("other data", lambda: None), *reversed(cases.items())]:
+        breaks()
+        with pytest.raises(SystemExit) as exit:
+            call(evaluate, monkeypatch, folder)
+        assert exit.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_runs_as_a_module(tmp_path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "arec.train", "--epochs", "0"],
+        capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(train.__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("python -m arec.train: error: epochs: ")
+    assert not list(tmp_path.iterdir())
