@@ -1,0 +1,151 @@
+"""Argument checks, and the expansion of thresholds and groups to one value a row.
+
+Every op and every backend goes through these, so that bad input gives the same `ValueError`, naming
+the argument and what was expected, whichever backend would have run.
+"""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+DENOMINATORS = ("negatives", "all")
+WEIGHTINGS = ("label", "label-unnormalised", "printed")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def compute_dtype(z: Tensor) -> torch.dtype:
+    """The type of similarities and losses: float64 for float64 input, else float32."""
+    return torch.float64 if z.dtype is torch.float64 else torch.float32
+
+
+def check_matrix(name: str, x: Tensor) -> None:
+    """`x` is a (rows, D) matrix of a supported float type with rows and columns."""
+    if not isinstance(x, Tensor) or x.dim() != 2 or x.numel() == 0:
+        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"{name}: expected a matrix with at least one row and one column, got {got}"
+        )
+    if x.dtype not in FLOATS:
+        raise ValueError(
+            f"{name}: expected float32, bfloat16, float16 or float64, got {x.dtype}"
+        )
+
+
+def check_views(z: Tensor) -> None:
+    """`z` is (2B, D): rows i and i + B are two views of one sequence."""
+    check_matrix("z", z)
+    if z.shape[0] % 2:
+        raise ValueError(
+            f"z: expected an even number of rows (rows i and i + B are two views), got {z.shape[0]}"
+        )
+
+
+def check_pair(x: Tensor, y: Tensor) -> None:
+    """`x` and `y` are matrices of the same shape, type and device."""
+    check_matrix("x", x)
+    check_matrix("y", y)
+    if y.shape != x.shape or y.dtype != x.dtype or y.device != x.device:
+        raise ValueError(
+            f"y: expected shape {tuple(x.shape)}, {x.dtype} and device {x.device} as x's, "
+            f"got {tuple(y.shape)}, {y.dtype} and {y.device}"
+        )
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Waits for the device."""
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+
+
+def check_options(
+    temperature: float,
+    partner_weight: float,
+    denominator: str,
+    weighting: str,
+    threshold_grad: float | None,
+    histogram_bins: int | None,
+    reduction: str,
+) -> None:
+    """The options of `adaptive_info_nce`."""
+    if not (_is_finite_number(temperature) and temperature > 0):
+        raise ValueError(f"temperature: expected a finite number > 0, got {temperature!r}")
+    if not (_is_finite_number(partner_weight) and 0 < partner_weight <= 1):
+        raise ValueError(f"partner_weight: expected a number in (0, 1], got {partner_weight!r}")
+    if denominator not in DENOMINATORS:
+        raise ValueError(f"denominator: expected one of {DENOMINATORS}, got {denominator!r}")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting: expected one of {WEIGHTINGS}, got {weighting!r}")
+    if weighting == "printed" and partner_weight == 1:
+        raise ValueError("partner_weight: expected a number < 1 with weighting='printed', got 1")
+    if threshold_grad is not None and not (
+        _is_finite_number(threshold_grad) and threshold_grad > 0
+    ):
+        raise ValueError(
+            f"threshold_grad: expected None or a finite width > 0, got {threshold_grad!r}"
+        )
+    if histogram_bins is not None:
+        check_bins("histogram_bins", histogram_bins)
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
+
+
+def check_bins(name: str, bins: int) -> None:
+    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {bins!r}")
+
+
+def check_quantile(q: float) -> None:
+    if not (_is_finite_number(q) and 0 <= q <= 1):
+        raise ValueError(f"q: expected a number in [0, 1], got {q!r}")
+
+
+def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
+    """The threshold as (N,) in the type of the similarities; differentiable."""
+    dtype = compute_dtype(z)
+    if isinstance(threshold, Tensor):
+        if not threshold.is_floating_point():
+            raise ValueError(f"threshold: expected a float type, got {threshold.dtype}")
+        return _rows("threshold", threshold, z).to(dtype)
+    if isinstance(threshold, Real):
+        return torch.full((z.shape[0],), float(threshold), dtype=dtype, device=z.device)
+    raise ValueError(f"threshold: expected a number or a tensor, got {type(threshold).__name__}")
+
+
+def group_rows(groups: Tensor | None, z: Tensor) -> Tensor | None:
+    """The groups as (N,) int64, or None."""
+    if groups is None:
+        return None
+    if not isinstance(groups, Tensor) or groups.dtype not in INTEGERS:
+        got = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
+        raise ValueError(f"groups: expected an integer tensor, got {got}")
+    if groups.dim() == 0:
+        raise ValueError("groups: expected shape (N,) or (B,), got a scalar")
+    return _rows("groups", groups, z).to(torch.int64)
+
+
+def _rows(name: str, value: Tensor, z: Tensor) -> Tensor:
+    """A scalar, (B,) or (N,) tensor as a contiguous (N,)."""
+    n = z.shape[0]
+    if value.device != z.device:
+        raise ValueError(f"{name}: expected device {z.device} as z's, got {value.device}")
+    if value.dim() == 0:
+        return value.repeat(n)
+    if value.dim() == 1 and value.shape[0] == n:
+        return value.contiguous()
+    if value.dim() == 1 and 2 * value.shape[0] == n:
+        return value.repeat(2)
+    raise ValueError(
+        f"{name}: expected shape ({n},) or ({n // 2},) to fit z {tuple(z.shape)}, "
+        f"got {tuple(value.shape)}"
+    )
+
+
+def _is_finite_number(value: object) -> bool:
+    """A tensor is refused: its gradient would be lost without a word."""
+    return isinstance(value, Real) and math.isfinite(value)

@@ -1,0 +1,124 @@
+"""The contrastive loss of AdaptiveRec (and, with an infinite threshold, NT-Xent) as one fused op."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from arec_kernels import reference
+from arec_kernels.arguments import check_options, check_views, group_rows, threshold_rows
+from arec_kernels.reference import InfoNCEStats, reduce
+from arec_kernels.registration import InfoNCE, choose_backend
+
+
+def adaptive_info_nce(
+    z: Tensor,  # (N, D), N = 2B
+    threshold: Tensor | float,  # (N,), (B,) or a scalar
+    *,
+    temperature: float = 1.0,
+    groups: Tensor | None = None,  # (N,) or (B,)
+    positives: bool = True,
+    partner_weight: float = 0.5,
+    denominator: str = "negatives",
+    weighting: str = "label",
+    threshold_grad: float | None = None,
+    histogram_bins: int | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """InfoNCE on cosine similarities with a similarity threshold for each row (AdaptiveRec, Eq. 8-9).
+
+    Rows i and i + B of `z` are two views of one sequence: partners, always positive for each other.
+    The candidates of row i are all other rows. Those with a cosine above the row's threshold
+    ("SimThres") are taken for false negatives: they leave the denominator and become positives
+    themselves. The others are the negatives. With `threshold=math.inf, positives=False` this is
+    NT-Xent (SimCLR) on cosines. The compiled backends need O(N D) memory.
+
+    Args:
+        z: (2B, D) float32, bfloat16 or float16, any strides, not normalised; float64 with the
+            backends "reference" and "cpp". Gradients have the same type. Rows with a norm below
+            1e-12 have cosine 0 with every row, and gradient 0.
+        threshold: (2B,), (B,) (used for both views) or a scalar, any float type, in units of the
+            cosine, before the temperature. A cosine equal to the threshold is a negative.
+        temperature: finite, > 0; the logits are cosine / temperature (the paper has none).
+        groups: (2B,) or (B,) integers. Rows of one group >= 0 (say, with the same target item) are
+            known not to be negatives of each other and are no candidates; partners stay partners.
+        positives: whether candidates above the threshold become positives (Eq. 9) or are only left
+            out of the negatives (Eq. 8).
+        partner_weight: the partner's weight alpha, in (0, 1] (< 1 with "printed"); the positives of
+            a row share the rest equally.
+        denominator: "negatives" (the paper) sums over the negatives and the partner; "all" keeps the
+            candidates above the threshold in the sum (the paper's released program).
+        weighting: "label" has the weights outside the logarithm, sum 1; "label-unnormalised" the
+            same, but a row without positives has the weight alpha (the released program); "printed"
+            has the weights inside the logarithm (Eq. 9 as printed).
+        threshold_grad: None (the paper): no gradient to the threshold. A width h > 0: straight-through
+            gradient, the indicator's derivative being that of sigmoid((s - threshold) / h).
+        histogram_bins: also return counts, from the same pass.
+        reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
+        backend: None (the fastest one for these tensors), "reference", "cpp", "triton" (on CPU
+            tensors under TRITON_INTERPRET=1) or "cuda".
+
+    Returns:
+        The loss, 0-d or (2B,), float32 (float64 for float64 `z`); with `histogram_bins` a pair
+        (loss, InfoNCEStats). NaN or infinity in `z` and NaN in `threshold` give NaN for every row
+        that they touch.
+
+    Raises:
+        ValueError: an argument is not as described.
+        RuntimeError: `backend` cannot run here; or a second derivative through a compiled backend
+            ("reference" has them).
+    """
+    check_views(z)
+    check_options(temperature, partner_weight, denominator, weighting, threshold_grad,
+                  histogram_bins, reduction)
+    backend = choose_backend(backend, z)
+    if backend == "reference":
+        return reference.adaptive_info_nce(
+            z, threshold, temperature=temperature, groups=groups, positives=positives,
+            partner_weight=partner_weight, denominator=denominator, weighting=weighting,
+            threshold_grad=threshold_grad, histogram_bins=histogram_bins, reduction=reduction,
+        )
+    threshold = threshold_rows(threshold, z)
+    loss, num_positives, histogram = InfoNCE.apply(
+        backend, z, threshold, group_rows(groups, z), temperature, positives, partner_weight,
+        denominator, weighting, threshold_grad or 0.0, histogram_bins or 0,
+    )
+    loss = reduce(loss, reduction)
+    return loss if histogram_bins is None else (loss, InfoNCEStats(num_positives, histogram))
+
+
+class AdaptiveInfoNCE(nn.Module):
+    """`adaptive_info_nce` with its options fixed; they are checked here and documented there."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        positives: bool = True,
+        partner_weight: float = 0.5,
+        denominator: str = "negatives",
+        weighting: str = "label",
+        threshold_grad: float | None = None,
+        histogram_bins: int | None = None,
+        reduction: str = "mean",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        check_options(temperature, partner_weight, denominator, weighting, threshold_grad,
+                      histogram_bins, reduction)
+        self.options = {
+            "temperature": temperature, "positives": positives, "partner_weight": partner_weight,
+            "denominator": denominator, "weighting": weighting, "threshold_grad": threshold_grad,
+            "histogram_bins": histogram_bins, "reduction": reduction, "backend": backend,
+        }
+
+    def forward(
+        self,
+        z: Tensor,  # (N, D), N = 2B
+        threshold: Tensor | float,  # (N,), (B,) or a scalar
+        groups: Tensor | None = None,  # (N,) or (B,)
+    ) -> Tensor | tuple[Tensor, InfoNCEStats]:
+        return adaptive_info_nce(z, threshold, groups=groups, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())

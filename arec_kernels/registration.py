@@ -1,0 +1,235 @@
+"""The registered ops: one schema, one fake and one autograd formula, whatever backend runs them.
+
+An op `name` is registered in the library `arec_kernels` once for each backend, as `<backend>_<name>`,
+with the same schema; the compiled extension `arec_kernels._C` and `arec_kernels.triton` implement
+them. Without either the package still works, through `arec_kernels.reference`.
+
+Shapes and types (N = 2B rows; "float" is float32, or float64 for float64 `z`):
+
+    z                     (N, D)  float32, bfloat16, float16 (float64: cpp), any strides
+    threshold             (N,)    float; groups (N,) int64 or None
+    loss, log_denominator, positives_similarity   (N,) float; log D_i and the sum of s_ij over M+(i)
+    num_positives         (N,)    int64, m_i; 0 where `positives` is false
+    histogram             (histogram_bins,) int64
+    grad_loss             (N,)    float, may be expanded (stride 0)
+    grad_z                (N, D)  z's type
+    grad_threshold        (N,)    float; (0,) where threshold_grad is 0
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from arec_kernels.arguments import compute_dtype
+
+BACKENDS = ("cpp", "triton", "cuda")
+
+SCHEMAS = {
+    "forward": (
+        "(Tensor z, Tensor threshold, Tensor? groups, float temperature, bool positives, "
+        "float partner_weight, str denominator, str weighting, int histogram_bins) -> "
+        "(Tensor loss, Tensor log_denominator, Tensor num_positives, "
+        "Tensor positives_similarity, Tensor histogram)"
+    ),
+    "backward": (
+        "(Tensor grad_loss, Tensor z, Tensor threshold, Tensor? groups, Tensor log_denominator, "
+        "Tensor num_positives, Tensor positives_similarity, float temperature, bool positives, "
+        "float partner_weight, str denominator, str weighting, float threshold_grad) -> "
+        "(Tensor grad_z, Tensor grad_threshold)"
+    ),
+    "histogram": "(Tensor z, Tensor? groups, int bins) -> Tensor",
+    "quantile": "(Tensor z, float q, Tensor? groups) -> Tensor",
+    "uniformity": "(Tensor x) -> Tensor",
+}
+
+
+def _fake_forward(z, threshold, groups, temperature, positives, partner_weight, denominator,
+                  weighting, histogram_bins):
+    def row():
+        return threshold.new_empty(z.shape[0])
+
+    counts = threshold.new_empty(z.shape[0], dtype=torch.int64)
+    histogram = threshold.new_empty(histogram_bins, dtype=torch.int64)
+    return row(), row(), counts, row(), histogram
+
+
+def _fake_backward(grad_loss, z, threshold, groups, log_denominator, num_positives,
+                   positives_similarity, temperature, positives, partner_weight, denominator,
+                   weighting, threshold_grad):
+    return z.new_empty(z.shape), threshold.new_empty(z.shape[0] if threshold_grad else 0)
+
+
+def _fake_histogram(z, groups, bins):
+    return z.new_empty(bins, dtype=torch.int64)
+
+
+def _fake_quantile(z, q, groups):
+    return z.new_empty(z.shape[0], dtype=compute_dtype(z))
+
+
+def _fake_uniformity(x):
+    return x.new_empty((), dtype=compute_dtype(x))
+
+
+FAKES = {
+    "forward": _fake_forward,
+    "backward": _fake_backward,
+    "histogram": _fake_histogram,
+    "quantile": _fake_quantile,
+    "uniformity": _fake_uniformity,
+}
+
+
+def _triton_implementation(name: str) -> Callable:
+    """Imports the Triton kernels at their first use: Triton itself takes a second to import."""
+
+    def implementation(*args):
+        return getattr(importlib.import_module("arec_kernels.triton"), name)(*args)
+
+    return implementation
+
+
+LIBRARY = torch.library.Library("arec_kernels", "DEF")
+for _backend in BACKENDS:
+    for _name, _schema in SCHEMAS.items():
+        LIBRARY.define(f"{_backend}_{_name}{_schema}")
+        torch.library.register_fake(
+            f"arec_kernels::{_backend}_{_name}", FAKES[_name], lib=LIBRARY
+        )
+
+if importlib.util.find_spec("triton"):
+    for _name in SCHEMAS:
+        for _device in ("CPU", "CUDA"):
+            LIBRARY.impl(f"triton_{_name}", _triton_implementation(_name), _device)
+
+try:
+    importlib.import_module("arec_kernels._C")
+except ImportError as error:
+    EXTENSION_ERROR = str(error)
+else:
+    EXTENSION_ERROR = ""
+
+OPS = {
+    name: {
+        backend: getattr(torch.ops.arec_kernels, f"{backend}_{name}").default
+        for backend in BACKENDS
+    }
+    for name in SCHEMAS
+}
+
+IMPLEMENTED = {
+    (backend, device)
+    for backend in BACKENDS
+    for device in ("cpu", "cuda")
+    if torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"arec_kernels::{backend}_forward", device.upper()
+    )
+}
+
+# The fastest backend by device; any other device, and a missing implementation, take the reference.
+# CUDA tensors take it as well until the Triton kernels have been checked on a card.
+DEFAULTS = {"cpu": "cpp"}
+
+
+def choose_backend(backend: str | None, z: Tensor) -> str:
+    """The backend that runs for `z`.
+
+    `None` is the fastest one that fits. Raises `ValueError` for an unknown name and `RuntimeError`,
+    with the reason, for a named backend that cannot run on `z` here.
+    """
+    device = z.device.type
+    if backend is None:
+        backend = DEFAULTS.get(device, "reference")
+        return backend if (backend, device) in IMPLEMENTED else "reference"
+    if backend == "reference":
+        return backend
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected None, 'reference' or one of {BACKENDS}, got {backend!r}")
+    reason = _why_not(backend, z)
+    if reason:
+        raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
+    return backend
+
+
+def _why_not(backend: str, z: Tensor) -> str:
+    """Why `backend` cannot run on `z`; empty where it can."""
+    device = z.device.type
+    if not any(name == backend for name, _ in IMPLEMENTED):
+        if backend == "triton":
+            return "Triton is not installed"
+        if EXTENSION_ERROR:
+            return f"the compiled extension is missing ({EXTENSION_ERROR})"
+        return "the extension was built without it"
+    if (backend, device) not in IMPLEMENTED:
+        return f"it does not take tensors on {device}"
+    if backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "Triton takes CPU tensors only under TRITON_INTERPRET=1"
+    if backend != "cpp" and z.dtype is torch.float64:
+        return "float64 is for the backends 'reference' and 'cpp'"
+    return ""
+
+
+class InfoNCE(torch.autograd.Function):
+    """The loss of each row, (N,), with m_i and the histogram; differentiable once, in z and threshold.
+
+    An autograd.Function around the two registered ops and not `torch.library.register_autograd`,
+    whose Python layers cost more than the kernels themselves at small N.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, backend, z, threshold, groups, temperature, positives, partner_weight, denominator,
+        weighting, threshold_grad, histogram_bins,
+    ):
+        loss, log_denominator, num_positives, positives_similarity, histogram = (
+            OPS["forward"][backend](
+                z, threshold, groups, temperature, positives, partner_weight, denominator,
+                weighting, histogram_bins,
+            )
+        )
+        ctx.save_for_backward(
+            z, threshold, groups, log_denominator, num_positives, positives_similarity
+        )
+        ctx.backend = backend
+        ctx.options = (temperature, positives, partner_weight, denominator, weighting)
+        ctx.threshold_grad = threshold_grad
+        ctx.mark_non_differentiable(num_positives, histogram)
+        ctx.set_materialize_grads(False)
+        return loss, num_positives, histogram
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        threshold_grad = ctx.threshold_grad if ctx.needs_input_grad[2] else 0.0
+        # Grad mode is on here only under create_graph=True.
+        backward = InfoNCEBackward.apply if torch.is_grad_enabled() else _backward
+        grad_z, grad_threshold = backward(
+            ctx.backend, grad_loss, *ctx.saved_tensors, *ctx.options, threshold_grad
+        )
+        return (
+            None, grad_z, grad_threshold if threshold_grad else None,
+            None, None, None, None, None, None, None, None,
+        )
+
+
+class InfoNCEBackward(torch.autograd.Function):
+    """The backward op as a node of the graph, which refuses to be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, backend, *args):
+        return _backward(backend, *args)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "adaptive_info_nce: the kernels have no second derivative; use backend='reference'"
+        )
+
+
+def _backward(backend: str, *args) -> tuple[Tensor, Tensor]:
+    return OPS["backward"][backend](*args)
