@@ -143,7 +143,7 @@ def backward_kernel(
 
     if WHOLE_ROWS:
         z = load_rows(z_ptr, rows, z_row_stride, z_column_stride, n, d, BLOCK_D)
-        grad = round_mantissa(through_unit_rows(z, grad), DROPPED_BITS)
+        grad = round_mantissa(through_unit_rows(z, grad, of_row, n_padded), DROPPED_BITS)
         cells = rows.to(tl.int64)[:, None] * d + columns[None, :]
         inside = (rows < n)[:, None] & (columns < d)[None, :]
         tl.store(grad_ptr + cells, grad.to(grad_ptr.dtype.element_ty), mask=inside)
@@ -254,5 +254,5 @@ def backward(
             **how.constants(),
         )
         if not whole_rows:
-            normalize_backward(z, grad, grad_z)
+            normalize_backward(z, grad, coefficients, grad_z)
     return grad_z, grad_threshold

@@ -35,16 +35,22 @@ class Tile:
 # By architecture (the oldest compute capability), operands and row width, for many rows. "fp32" runs
 # on the CUDA cores; "tf32" (fp32 tensors) and "half" (bf16, fp16) on the tensor cores. The entries
 # of 80 fit the 99 KiB of shared memory that the smallest cards have.
+FP32_TILES = {64: Tile(64, 64, 32, 8, 2), 128: Tile(64, 32, 32, 8, 2), 256: Tile(32, 32, 32, 8, 2)}
 TABLE: dict[int, dict[str, dict[int, Tile]]] = {
     80: {
-        "fp32": {64: Tile(64, 64, 32, 8, 2), 128: Tile(64, 32, 32, 8, 2), 256: Tile(32, 32, 32, 8, 2)},
+        "fp32": FP32_TILES,
         "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2), 256: Tile(32, 32, 64, 8, 2)},
         "half": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
     },
     90: {
-        "fp32": {64: Tile(64, 64, 32, 8, 2), 128: Tile(64, 32, 32, 8, 2), 256: Tile(32, 32, 32, 8, 2)},
+        "fp32": FP32_TILES,
         "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 64, 8, 2)},
-        "half": {64: Tile(128, 64, 64, 4, 3), 128: Tile(128, 64, 128, 8, 3), 256: Tile(128, 64, 256, 8, 2)},
+        "half": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 3), 256: Tile(64, 64, 256, 8, 2)},
+    },
+    100: {
+        "fp32": FP32_TILES,
+        "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(32, 32, 64, 8, 2)},
+        "half": {64: Tile(128, 64, 64, 8, 3), 128: Tile(64, 64, 128, 8, 3), 256: Tile(64, 32, 256, 8, 2)},
     },
 }
 INTERPRETER_TILE = Tile(64, 64, 256, 4, 1)
@@ -163,7 +169,8 @@ def _choose_tile(z: Tensor, operands: str, block_d: int) -> Tile:
 def table_tile(capability: int, operands: str, block_d: int, n: int) -> Tile:
     """The table's tile for `n` rows of up to `block_d` columns on compute capability/10."""
     # Data-centre cards from Hopper on have 227 KiB of shared memory; consumer cards (12.0) do not.
-    tile = TABLE[90 if 90 <= capability < 120 else 80][operands][max(64, block_d)]
+    architecture = max(a for a in TABLE if a <= capability) if capability < 120 else 80
+    tile = TABLE[architecture][operands][max(64, block_d)]
     while tile.rows > MIN_ROWS and n < tile.rows * ENOUGH_PROGRAMS:
         tile = replace(tile, rows=tile.rows // 2, warps=max(4, tile.warps // 2))
     return tile

@@ -24,22 +24,25 @@ PULL = tl.constexpr(1)  # times the exponential: g W / (tau D)
 SHIFT = tl.constexpr(2)  # log2 D, read only where D is not part of PULL
 PUSH = tl.constexpr(3)  # g times the weight of one positive, over tau
 PARTNER = tl.constexpr(4)  # of the partner's row in the gradient, from both sides
-COEFFICIENTS = 5
+SCALE = tl.constexpr(5)  # largest magnitude
+NORM = tl.constexpr(6)  # norm over SCALE; infinite for a zero row, whose gradient is then zero
+COEFFICIENTS = 7
 
 
 @triton.jit
 def unit_rows(
     z,  # (ROWS, BLOCK) fp32
 ):
-    """Normalised rows (ROWS, BLOCK), and (ROWS,) largest magnitude, norm over it, whether zero."""
+    """Normalised rows (ROWS, BLOCK), and (ROWS,) each: largest magnitude, norm over it.
+
+    The norm of a zero row is infinite, which makes the row and its gradient zero.
+    """
     largest = tl.max(tl.abs(z), 1)
     scale = tl.where(largest > 0, largest, 1.0)
     scaled = tl.math.div_rn(z, tl.broadcast_to(scale[:, None], z.shape))
     norm = tl.math.sqrt_rn(tl.sum(scaled * scaled, 1))
-    is_zero = scale * norm < MIN_NORM
-    norm = tl.where(norm == 0, 1.0, norm)
-    unit = tl.math.div_rn(scaled, tl.broadcast_to(norm[:, None], z.shape))
-    return tl.where(is_zero[:, None], 0.0, unit), scale, norm, is_zero
+    norm = tl.where(scale * norm < MIN_NORM, INFINITY, norm)
+    return tl.math.div_rn(scaled, tl.broadcast_to(norm[:, None], z.shape)), scale, norm
 
 
 @triton.jit
@@ -116,7 +119,7 @@ def normalize_kernel(
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     z = load_rows(z_ptr, rows, z_row_stride, z_column_stride, n, d, BLOCK)
-    unit, _, _, _ = unit_rows(z)
+    unit, size, norm = unit_rows(z)
     unit = round_mantissa(unit, DROPPED_BITS).to(unit_ptr.dtype.element_ty)
     columns = tl.arange(0, BLOCK)
     cells = rows.to(tl.int64)[:, None] * WIDTH + columns[None, :]
@@ -124,7 +127,7 @@ def normalize_kernel(
 
     others = tl.where(rows < n // 2, rows + n // 2, rows - n // 2)
     z_other = load_rows(z_ptr, others, z_row_stride, z_column_stride, n, d, BLOCK)
-    unit_other, _, _, _ = unit_rows(z_other)
+    unit_other, _, _ = unit_rows(z_other)
     unit_other = round_mantissa(unit_other, DROPPED_BITS).to(unit_ptr.dtype.element_ty)
     s = tl.sum(unit.to(tl.float32) * unit_other.to(tl.float32), 1)
     if not BACKWARD:
@@ -151,6 +154,8 @@ def normalize_kernel(
         tl.store(out + SHIFT * n_padded, shift, mask=inside)
         tl.store(out + PUSH * n_padded, push, mask=inside)
         tl.store(out + PARTNER * n_padded, partner + partner_other, mask=inside)
+        tl.store(out + SCALE * n_padded, size, mask=inside)
+        tl.store(out + NORM * n_padded, norm, mask=inside)
 
 
 @triton.jit
@@ -205,7 +210,7 @@ def normalize_for_backward(
     num_positives: Tensor,
     options: Options,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised rows (plan.rows, plan.width), and what backward needs of each, fp32 (5, plan.rows)."""
+    """Normalised rows (plan.rows, plan.width), and what backward needs of each, fp32 (7, plan.rows)."""
     n, d = z.shape
     unit = torch.empty(plan.rows, plan.width, dtype=plan.unit_dtype, device=z.device)
     coefficients = torch.empty(COEFFICIENTS, plan.rows, dtype=torch.float32, device=z.device)

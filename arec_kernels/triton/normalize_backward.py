@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arec_kernels.triton.config import dropped_bits
-from arec_kernels.triton.normalize import load_rows, rows_a_program, unit_rows
+from arec_kernels.triton.normalize import NORM, SCALE, load_rows, rows_a_program
 from arec_kernels.triton.tile import round_mantissa
 
 
@@ -15,21 +15,25 @@ from arec_kernels.triton.tile import round_mantissa
 def through_unit_rows(
     z,  # (ROWS, BLOCK) fp32
     grad_unit,  # (ROWS, BLOCK) fp32, gradient of the normalised rows
+    of_row,  # (ROWS,) pointers to the coefficients of `normalize`
+    n_padded,
 ):
     """Gradient (ROWS, BLOCK) of the rows themselves: the tangential part over the norm."""
-    unit, scale, norm, is_zero = unit_rows(z)
-    tangential = grad_unit - tl.sum(grad_unit * unit, 1)[:, None] * unit
-    grad = tangential / norm[:, None] / scale[:, None]
-    return tl.where(is_zero[:, None], 0.0, grad)
+    scale = tl.load(of_row + SCALE * n_padded)[:, None]
+    norm = tl.load(of_row + NORM * n_padded)[:, None]
+    unit = z / scale / norm
+    return (grad_unit - tl.sum(grad_unit * unit, 1)[:, None] * unit) / norm / scale
 
 
 @triton.jit
 def normalize_backward_kernel(
     z_ptr,  # (N, D)
     grad_unit_ptr,  # (N_PADDED, width) fp32
+    coefficients_ptr,  # (COEFFICIENTS, N_PADDED)
     grad_ptr,  # (N, D) out
     n,
     d,
+    n_padded,
     width,
     z_row_stride,
     z_column_stride,
@@ -40,7 +44,9 @@ def normalize_backward_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     z = load_rows(z_ptr, rows, z_row_stride, z_column_stride, n, d, BLOCK)
     grad_unit = load_rows(grad_unit_ptr, rows, width, 1, n, d, BLOCK)
-    grad = round_mantissa(through_unit_rows(z, grad_unit), DROPPED_BITS)
+    of_row = coefficients_ptr + tl.minimum(rows, n_padded - 1)
+    grad = through_unit_rows(z, grad_unit, of_row, n_padded)
+    grad = round_mantissa(grad, DROPPED_BITS)
     columns = tl.arange(0, BLOCK)
     inside = (rows < n)[:, None] & (columns < d)[None, :]
     cells = rows.to(tl.int64)[:, None] * d + columns[None, :]
@@ -50,6 +56,7 @@ def normalize_backward_kernel(
 def normalize_backward(
     z: Tensor,  # (N, D)
     grad_unit: Tensor,  # (N_PADDED, width) fp32
+    coefficients: Tensor,  # (COEFFICIENTS, N_PADDED)
     grad_z: Tensor,  # (N, D) out
 ) -> None:
     """Writes `grad_z` from `grad_unit`, on the current device."""
@@ -57,6 +64,6 @@ def normalize_backward(
     block = triton.next_power_of_2(d)
     rows = rows_a_program(block)
     normalize_backward_kernel[(triton.cdiv(n, rows),)](
-        z, grad_unit, grad_z, n, d, grad_unit.shape[1], *z.stride(),
+        z, grad_unit, coefficients, grad_z, n, d, *grad_unit.shape, *z.stride(),
         BLOCK=block, ROWS=rows, DROPPED_BITS=dropped_bits(z.dtype),
     )
