@@ -5,9 +5,9 @@
 | `*.txt` | sequences: `user item item …` in time order, separated by blanks |
 | `*.csv`, `*.parquet` | named columns; MovieLens' `userId,movieId,rating,timestamp` is known |
 | `*.inter` | RecBole: tab-separated, header `user_id:token item_id:token … timestamp:float` |
-| `*.dat` | MovieLens 1M and 10M: `user::item::rating::time` |
-| `*.data` | MovieLens 100K: `user item rating time`, tab-separated |
-| `ratings_*.csv` | Amazon 2014: `user,item,rating,time` without a header |
+| `*.dat` | MovieLens 1M and 10M: `user::item::rating::timestamp` |
+| `*.data` | MovieLens 100K: `user item rating timestamp`, tab-separated |
+| `ratings_*.csv` | Amazon 2014: `user,item,rating,timestamp` without a header |
 | `*.zip`, `*.whl` | an archive of a publisher that holds one of the above, see `_ARCHIVE_MEMBERS` |
 
 Each may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, ids are text.
@@ -40,7 +40,7 @@ class Columns:
 
     user: str = "user"
     item: str = "item"
-    time: str = "time"
+    time: str = "timestamp"
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ _MOVIELENS_COLUMNS = Columns("userId", "movieId", "timestamp")
 _DELIMITED = {
     "*.inter": _Delimited("\t", Columns("user_id:token", "item_id:token", "timestamp:float")),
     # "::" is read as two ":" with an empty field between.
-    "*.dat": _Delimited(":", Columns(), ("user", "", "item", "", "rating", "", "time")),
-    "*.data": _Delimited("\t", Columns(), ("user", "item", "rating", "time")),
-    "ratings_*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "time")),
+    "*.dat": _Delimited(":", Columns(), ("user", "", "item", "", "rating", "", "timestamp")),
+    "*.data": _Delimited("\t", Columns(), ("user", "item", "rating", "timestamp")),
+    "ratings_*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "timestamp")),
 }
 
 _ARCHIVE_MEMBERS = (

@@ -1,0 +1,116 @@
+"""Data sets by name, and your own file."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from arec.data import builtin
+from arec.data.download import Remote, fetch
+from arec.data.formats import Columns, read
+from arec.data.interactions import Sequences
+from arec.data.prepare import prepare
+from arec.errors import DataError
+
+
+@dataclass(frozen=True)
+class _Source:
+    remote: Remote
+    files: tuple[str, ...]  # looked for in a folder of files at hand, the first one wins
+
+
+# The checksums of MovieLens are those that GroupLens publishes beside the archives. For Amazon's
+# file no checksum is published: see `Remote`.
+_SOURCES = {
+    "ml-1m": _Source(
+        Remote(
+            "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+            "md5:c4d9eecfca2ab87c1945afe126590906",
+        ),
+        ("ml-1m.zip", "ml-1m/ratings.dat", "ratings.dat", "ml-1m.inter", "ml-1m.txt"),
+    ),
+    "ml-100k": _Source(
+        Remote(
+            "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+            "md5:0e33842e24a9c977be4e0107933c0723",
+        ),
+        ("ml-100k.zip", "ml-100k/u.data", "u.data", "ml-100k.inter", "ml-100k.txt")
+        + ("recbole-*.whl",),
+    ),
+    "beauty": _Source(
+        Remote(
+            "https://snap.stanford.edu/data/amazon/productGraph/categoryFiles/ratings_Beauty.csv",
+            None,
+        ),
+        ("ratings_Beauty.csv", "beauty.txt", "Beauty.txt"),
+    ),
+}
+
+
+def load(
+    dataset: str,
+    *,
+    data_dir: Path | None = None,
+    user_column: str = "user",
+    item_column: str = "item",
+    time_column: str = "timestamp",
+    k_core: int = 5,
+    seed: int = 0,
+) -> Sequences:
+    """Load a data set.
+
+    Args:
+        dataset: "builtin", "ml-1m", "ml-100k", "beauty", or the path of your own file in one of
+            the formats of `arec.data.formats`.
+        data_dir: folder of files at hand, by default the environment variable AREC_DATA_DIR. With
+            it a named data set has to be there under a usual name (`ml-1m.zip`, `ratings.dat`,
+            `u.data`, …, also with `.gz`) and nothing is downloaded. Without it, ml-100k is taken
+            from an installed `recbole` package, and anything else is fetched from its publisher
+            and cached.
+        user_column, item_column, time_column: of a CSV or Parquet file; an empty time column says
+            that the rows of every user are in time order already. Ties keep the order of the file.
+        k_core: users and items with fewer interactions are dropped until there are none; 1 keeps
+            everything.
+        seed: of the built-in data.
+
+    Raises:
+        DataError: the data cannot be found, fetched, read or used; what, where and what to do.
+    """
+    if dataset == "builtin":
+        return builtin.generate(seed, k_core)
+    source = _SOURCES.get(dataset)
+    path = Path(dataset) if source is None else _locate(dataset, source, data_dir)
+    if source is None and not path.exists():
+        raise DataError(
+            f"{dataset}: no such file, and no data set of that name; there are builtin, "
+            f"{', '.join(_SOURCES)}"
+        )
+    log = read(path, Columns(user_column, item_column, time_column))
+    return prepare(dataset if source else path.name, log, k_core)
+
+
+def _locate(dataset: str, source: _Source, data_dir: Path | None) -> Path:
+    folder = data_dir or os.environ.get("AREC_DATA_DIR")
+    if folder:
+        return _at_hand(dataset, source, Path(folder))
+    if dataset == "ml-100k" and (recbole := importlib.util.find_spec("recbole")):
+        path = Path(recbole.origin).parent / "dataset_example/ml-100k/ml-100k.inter"
+        if path.exists():
+            return path
+    return fetch(source.remote)
+
+
+def _at_hand(dataset: str, source: _Source, folder: Path) -> Path:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    for name in source.files:
+        for pattern in (name, f"{name}.gz"):
+            found = sorted(folder.glob(pattern))
+            if found:
+                return found[-1]
+    raise DataError(
+        f"{folder}: holds no file of {dataset}; expected one of {', '.join(source.files)}, or any "
+        "of them with .gz"
+    )
