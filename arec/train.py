@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from arec.checkpoint import BEST, CONFIG, LAST, METRICS, RunError, load_data, load_run, write_json, write_text
+from arec.checkpoint import (
+    BEST,
+    CONFIG,
+    LAST,
+    METRICS,
+    RunError,
+    load_data,
+    load_run,
+    write_json,
+    write_text,
+)
 from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import Config
+from arec.data.split import LeaveOneOut
 from arec.results import final_metrics, format_results
-from arec.trainer import Trainer
+from arec.trainer import Trainer, pick_device
 
 log = logging.getLogger("arec")
 
 
-def parse_arguments(arguments: list[str] | None = None):
+def parse_arguments() -> argparse.Namespace:
     parser = Parser("arec.train", "Train a sequential recommender and rank it on the test items.")
     parser.add_argument(
         "--config", metavar="FILE", help="TOML file of settings, or the name of a recipe"
@@ -31,7 +44,7 @@ def parse_arguments(arguments: list[str] | None = None):
         "--resume", type=Path, metavar="RUN", help="go on with an interrupted run, as it was set"
     )
     add_settings(parser)
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args()
     if parsed.resume and (parsed.config or parsed.run_dir or given_settings(parsed)):
         parser.error("--resume: the run brings its own settings; expected no other option")
     return parsed
@@ -48,15 +61,15 @@ def main() -> None:
         folder = arguments.run_dir or _default_folder(config)
         if any((folder / name).exists() for name in (CONFIG, BEST, LAST)):
             raise RunError(f"{folder}: holds a run already; expected a new folder, or --resume")
+    pick_device(config.device)  # before anything is written
     split = load_data(config)
     if not arguments.resume:
         write_text(folder / CONFIG, config.to_toml())
-    _log_to(folder / "train.log")
-    with logging_redirect_tqdm([log]):
+    with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
         _train(config, split, folder, resume=bool(arguments.resume))
 
 
-def _train(config: Config, split, folder: Path, *, resume: bool) -> None:
+def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) -> None:
     sequences = split.sequences
     log.info(
         "%s: %d users, %d items, %d interactions; %d users with fewer than 3 items train only",
@@ -95,16 +108,23 @@ def _default_folder(config: Config) -> Path:
     return Path("runs") / f"{Path(config.dataset).name}-{config.method}-{stamp}"
 
 
-def _log_to(path: Path) -> None:
+@contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Log to standard error and to a file."""
     log.setLevel(logging.INFO)
-    formatter = logging.Formatter("%(message)s")
     try:
         handlers = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
     for handler in handlers:
-        handler.setFormatter(formatter)
+        handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            log.removeHandler(handler)
+            handler.close()
 
 
 if __name__ == "__main__":

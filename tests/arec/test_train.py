@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -15,7 +16,7 @@ import torch
 
 import arec.objectives.adaptiverec as adaptiverec
 import arec.trainer
-from arec import checkpoint, evaluate, train
+from arec import checkpoint, evaluate, recommend, train
 from arec.cli import run
 from arec.trainer import Trainer
 
@@ -221,3 +222,24 @@ def test_runs_as_a_module(tmp_path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("python -m arec.train: error: epochs: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 4, *SMALL)
+    capsys.readouterr()
+    call(recommend, monkeypatch, folder, "--top", 30, "--users", "user3", "user14")
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    with gzip.open(log_file, "rt") as file:
+        histories = {line.split()[0]: set(line.split()[1:]) for line in file}
+    films = {f"film{i}" for i in range(20)}
+    for user in ("user3", "user14"):
+        mine = [row for row in rows if row["user"] == user]
+        assert {row["item"] for row in mine} == films - histories[user]
+        assert [int(row["rank"]) for row in mine] == list(range(1, len(mine) + 1))
+        scores = [float(row["score"]) for row in mine]
+        assert scores == sorted(scores, reverse=True)
+    with pytest.raises(SystemExit) as exit:
+        call(recommend, monkeypatch, folder, "--users", "nobody")
+    assert exit.value.code == 2
+    assert "has no user 'nobody'" in capsys.readouterr().err

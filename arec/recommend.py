@@ -1,0 +1,83 @@
+"""``python -m arec.recommend RUN``: what each user would choose next, as CSV with original ids."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from arec.checkpoint import RunError, load_run
+from arec.cli import Parser, run
+from arec.data.batches import gather_windows
+from arec.data.interactions import Sequences
+from arec.objectives import Objective
+from arec.trainer import pick_device
+
+_BATCH = 256
+
+
+@torch.no_grad()
+def recommend(
+    objective: Objective,
+    sequences: Sequences,
+    users: np.ndarray,  # (n,) numbers as in `sequences`, each with at least one item
+    top: int,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The best items after everything a user has chosen so far, without what they have already.
+
+    Yields:
+        user, items ``(k,)`` int64 and scores ``(k,)`` float32, best first; k is less than ``top``
+        where the user leaves fewer items.
+    """
+    objective.eval()
+    device = next(objective.parameters()).device
+    for start in range(0, len(users), _BATCH):
+        batch = users[start : start + _BATCH]
+        lengths = np.minimum(sequences.lengths[batch], objective.encoder.max_length)
+        inputs = gather_windows(sequences.items, sequences.offsets[batch + 1], lengths, lengths.max())
+        scores = objective.score(inputs.to(device), torch.from_numpy(lengths).to(device)).cpu()
+        scores = scores[:, : sequences.num_items + 1]
+        scores[:, 0] = -torch.inf
+        for row, user in enumerate(batch):
+            scores[row, torch.from_numpy(sequences[user].astype(np.int64))] = -torch.inf
+        best = scores.topk(min(top, sequences.num_items), dim=1)
+        for user, values, items in zip(batch, best.values, best.indices):
+            kept = values > -torch.inf
+            yield int(user), items[kept].numpy(), values[kept].numpy()
+
+
+def main() -> None:
+    parser = Parser("arec.recommend", "Recommend items with the checkpoint of a run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
+    parser.add_argument("--top", type=int, default=10, metavar="K", help="items a user")
+    parser.add_argument(
+        "--users", nargs="+", metavar="ID", help="ids as in the data set; default: everybody"
+    )
+    arguments = parser.parse_args()
+    if arguments.top < 1:
+        parser.error(f"--top: expected at least 1, got {arguments.top}")
+    config, split, objective = load_run(arguments.run)
+    sequences = split.sequences
+    users = np.flatnonzero(sequences.lengths > 0)
+    if arguments.users:
+        number = {name: user for user, name in enumerate(sequences.user_ids)}
+        unknown = [name for name in arguments.users if name not in number]
+        if unknown:
+            raise RunError(f"--users: {config.dataset} has no user {unknown[0]!r}")
+        users = np.array([number[name] for name in arguments.users])
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["user", "rank", "item", "score"])
+    objective.to(pick_device(config.device))
+    for user, items, scores in recommend(objective, sequences, users, arguments.top):
+        for rank, (item, score) in enumerate(zip(items, scores), start=1):
+            writer.writerow(
+                [sequences.user_ids[user], rank, sequences.item_ids[item - 1], f"{score:.6g}"]
+            )
+
+
+if __name__ == "__main__":
+    run("arec.recommend", main)
