@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +53,10 @@ def fetch(remote: Remote) -> Path:
             "get the file yourself and use it with --data-dir"
         ) from None
     except OSError as error:  # of the disk or, as its subclass, of the network
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 160)
+        response = getattr(error, "response", None)
+        reason = error.strerror or type(error).__name__
+        if response is not None:
+            reason = f"HTTP status {response.status_code}"
         raise DataError(
             f"{remote.url}: cannot be fetched into {cache} ({reason}); check both, or get the file "
             "yourself and use it with --data-dir"

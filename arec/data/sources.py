@@ -68,7 +68,8 @@ def load(
             it a named data set has to be there under a usual name (`ml-1m.zip`, `ratings.dat`,
             `u.data`, …, also with `.gz`) and nothing is downloaded. Without it, ml-100k is taken
             from an installed `recbole` package, and anything else is fetched from its publisher
-            and cached.
+            and cached. The wheel of recbole counts as a file of ml-100k too, for machines that only
+            reach a package index: `pip download --no-deps recbole`.
         user_column, item_column, time_column: of a CSV or Parquet file; an empty time column says
             that the rows of every user are in time order already. Ties keep the order of the file.
         k_core: users and items with fewer interactions are dropped until there are none; 1 keeps

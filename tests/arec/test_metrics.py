@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
+
+from arec.metrics import metrics_from_ranks
+from arec.ranking import target_ranks
+
+
+def test_known_values():
+    metrics = metrics_from_ranks(np.array([1, 3, 6]), cutoffs=(5,))
+    assert metrics == pytest.approx(
+        {"NDCG@5": (1 + 0.5) / 3, "MRR@5": (1 + 1 / 3) / 3, "Recall@5": 2 / 3}
+    )
+
+
+def test_keys_follow_the_cutoffs():
+    assert list(metrics_from_ranks(np.array([1]), (10, 5))) == [
+        f"{name}@{k}" for k in (10, 5) for name in ("NDCG", "MRR", "Recall")
+    ]
+
+
+@pytest.mark.parametrize("cutoff", [1, 5, 10, 50])
+def test_agrees_with_torchmetrics_on_random_scores(cutoff):
+    users, num_items = 40, 60
+    generator = torch.Generator().manual_seed(cutoff)
+    scores = torch.rand(users, num_items + 1, generator=generator)
+    targets = torch.randint(1, num_items + 1, (users,), generator=generator)
+    ours = metrics_from_ranks(target_ranks(scores, targets), (cutoff,))
+
+    candidates = scores[:, 1:].flatten()
+    relevant = torch.nn.functional.one_hot(targets - 1, num_items).flatten()
+    queries = torch.arange(users).repeat_interleave(num_items)
+    for name, metric in {
+        "NDCG": RetrievalNormalizedDCG(top_k=cutoff),
+        "MRR": RetrievalMRR(top_k=cutoff),
+        "Recall": RetrievalHitRate(top_k=cutoff),
+    }.items():
+        theirs = metric(candidates, relevant, indexes=queries).item()
+        assert ours[f"{name}@{cutoff}"] == pytest.approx(theirs, abs=1e-6), name
+
+
+@given(st.lists(st.integers(1, 30), min_size=1))
+def test_better_ranks_never_score_less(ranks):
+    ranks = np.array(ranks)
+    metrics, better = metrics_from_ranks(ranks), metrics_from_ranks(np.maximum(ranks - 1, 1))
+    for name, value in metrics.items():
+        assert 0 <= value <= better[name] <= 1
+    for k in (5, 10):
+        assert metrics[f"MRR@{k}"] <= metrics[f"NDCG@{k}"] <= metrics[f"Recall@{k}"]
+
+
+@pytest.mark.parametrize("ranks", [[], [0, 1], [[1, 2]]])
+def test_what_is_no_rank_is_refused(ranks):
+    with pytest.raises(ValueError, match="ranks"):
+        metrics_from_ranks(np.array(ranks, dtype=np.int64))
+
+
+def test_cutoff_below_one_is_refused():
+    with pytest.raises(ValueError, match="cutoffs"):
+        metrics_from_ranks(np.array([1]), (5, 0))
