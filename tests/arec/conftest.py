@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("arec", deadline=None)
+settings.load_profile("arec")
 
 
 @pytest.fixture

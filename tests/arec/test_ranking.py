@@ -39,7 +39,9 @@ def test_rank_counts_the_other_candidates_not_below_the_target(ranking):
     for item in range(1, len(scores)):
         if item != target and item not in exclude and not scores[item] < scores[target]:
             expected += 1
-    got = target_ranks(torch.tensor([scores]), torch.tensor([target]), torch.tensor([exclude]).long())
+    got = target_ranks(
+        torch.tensor([scores]), torch.tensor([target]), torch.tensor([exclude]).long()
+    )
     assert got.tolist() == [expected]
 
 

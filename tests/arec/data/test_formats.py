@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import gzip
+import zipfile
+from datetime import datetime
+
+import polars as pl
+import pytest
+
+from arec.data.formats import Columns, read
+from arec.errors import DataError
+
+LOG = [("u1", "a", 3), ("u2", "b", 1), ("u1", "c", 2)]
+
+TEXTS = {
+    "ratings.dat": "u1::a::5::3\nu2::b::4::1\nu1::c::3::2\n",
+    "u.data": "u1\ta\t5\t3\nu2\tb\t4\t1\nu1\tc\t3\t2\n",
+    "log.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    "u1\ta\t5\t3\nu2\tb\t4\t1\nu1\tc\t3\t2\n",
+    "ratings_Beauty.csv": "u1,a,5.0,3\nu2,b,4.0,1\nu1,c,3.0,2\n",
+    "ratings.csv": "userId,movieId,rating,timestamp\nu1,a,5,3\nu2,b,4,1\nu1,c,3,2\n",
+    "log.csv": "timestamp,item,user\n3,a,u1\n1,b,u2\n2,c,u1\n",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("change", [str, lambda t: t.replace("\n", "\r\n"), lambda t: t + "\n\n"])
+def test_every_text_format(tmp_path, name, gz, change):
+    data = change(TEXTS[name]).encode()
+    path = tmp_path / (name + ".gz" * gz)
+    path.write_bytes(gzip.compress(data) if gz else data)
+    assert read(path).select("user", "item", "time").rows() == LOG
+
+
+@pytest.mark.parametrize("gz", [False, True])
+def test_sequences(tmp_path, gz):
+    data = b"7 10 9 10\r\n\n 8\t11  12 \n"
+    path = tmp_path / ("log.txt" + ".gz" * gz)
+    path.write_bytes(gzip.compress(data) if gz else data)
+    expected = [("7", "10"), ("7", "9"), ("7", "10"), ("8", "11"), ("8", "12")]
+    assert read(path).rows() == expected
+
+
+def test_archives(tmp_path):
+    for name, member, source in (
+        ("ml-1m.zip", "ml-1m/ratings.dat", "ratings.dat"),
+        ("ml-100k.zip", "ml-100k/u.data", "u.data"),
+        ("recbole-1.2.whl", "recbole/dataset_example/ml-100k/ml-100k.inter", "log.inter"),
+    ):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("README", "read me")
+            archive.writestr(member, TEXTS[source])
+        assert read(tmp_path / name).rows() == LOG
+
+
+@pytest.mark.parametrize("ids", [["u1", "u2", "u1"], [1, 2, 1]])
+@pytest.mark.parametrize(
+    "times", [[3, 1, 2], [3.0, 1.0, 2.0], [datetime(2020, 1, day) for day in (3, 1, 2)]]
+)
+def test_parquet(tmp_path, ids, times):
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"who": ids, "what": ["a", "b", "c"], "when": times}).write_parquet(path)
+    frame = read(path, Columns("who", "what", "when"))
+    assert frame["user"].to_list() == [str(i) for i in ids]
+    assert frame["item"].to_list() == ["a", "b", "c"]
+    assert frame["time"].arg_sort().to_list() == [1, 2, 0]
+
+
+def test_named_columns_and_quotes(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text('customer,sku,note,day\n007,"a,b","two\nlines",2020-01-02\n8,c,,2020-01-01\n')
+    frame = read(path, Columns("customer", "sku", "day"))
+    assert frame["user"].to_list() == ["007", "8"]
+    assert frame["item"].to_list() == ["a,b", "c"]
+    assert frame["time"].arg_sort().to_list() == [1, 0]
+
+
+def test_no_time_column(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user,item\nu,b\nu,a\n")
+    assert read(path, Columns(time="")).rows() == [("u", "b"), ("u", "a")]
+
+
+def test_nanoseconds_stay_apart(tmp_path):
+    path = tmp_path / "u.data"
+    path.write_text("u\ta\t1\t1700000000000000001\nu\tb\t1\t1700000000000000000\n")
+    assert read(path)["time"].diff().to_list() == [None, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "ratings.dat",
+            "1::2::3::4\n\n1::2::3\n",
+            r"line 3: expected 'user::item::.*got '1::2::3'",
+        ),
+        ("ratings.dat", "1::2::3::4\n1::2::3::4::5\n", "line 2: expected"),
+        ("ratings.dat", "1,2,3,4\n", "line 1: expected"),
+        ("u.data", "1\t2\t3\tnoon\n", "line 1: expected"),
+        ("u.data", "1\t2\t3\t4\n1\t\t3\t4\n", "line 2: expected"),
+        ("log.csv", "user,item,timestamp\n1,2,3\n1,2,nan\n", "line 3: expected"),
+        ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
+        ("log.csv", "user,item,time\n1,2,3\n", "expected the columns item, timestamp, user, found"),
+        ("log.csv", "user,item,timestamp\n", "no interactions"),
+        ("log.csv", "", "expected the columns .* found none"),
+        (
+            "log.inter",
+            "user_id\titem_id\ttimestamp\n1\t2\t3\n",
+            "expected the columns item_id:token",
+        ),
+        ("u.data", "", "empty file"),
+        ("log.txt", "", "no interactions"),
+        ("log.txt", "1 2 3\n\n4\n", "line 3: expected 'user item item …', got '4' alone"),
+        ("log.json", "{}", "unknown format"),
+    ],
+)
+def test_bad_text(tmp_path, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["log.txt.gz", "log.csv.gz", "ml-1m.zip", "log.parquet"])
+def test_damaged_files(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"this is not what the name says")
+    with pytest.raises(DataError, match="damaged|not a readable Parquet file"):
+        read(path)
+
+
+def test_truncated_gzip(tmp_path):
+    path = tmp_path / "log.txt.gz"
+    path.write_bytes(gzip.compress(b"1 2 3\n" * 1000)[:-12])
+    with pytest.raises(DataError, match="damaged"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["log.txt", "log.csv", "u.data"])
+def test_text_in_another_encoding(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(TEXTS.get(name, "u1 a b\n").encode() + b"\xff\xfe,\x80\t1\t1\t1\n")
+    with pytest.raises(DataError):
+        read(path)
+
+
+def test_parquet_with_a_hole(tmp_path):
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [1, 2], "item": [1, None], "timestamp": [1, 2]}).write_parquet(path)
+    with pytest.raises(DataError, match="row 2"):
+        read(path)
+
+
+def test_archive_without_a_known_member(tmp_path):
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        archive.writestr("README", "read me")
+    with pytest.raises(DataError, match="holds none of"):
+        read(tmp_path / "other.zip")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read(tmp_path / "log.txt")
