@@ -1,0 +1,135 @@
+// The gradient: a tile of similarities is recomputed, turned into G_ij + G_ji in place, and serves
+// the rows of I (G Z_J) and those of J (G^T Z_I).
+#pragma once
+#include "tile.h"
+
+namespace {
+
+// G_ij + G_ji (upstream gradients included) of the candidates of one tile, in place; else 0.
+template <class V, int option>
+__attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>& p,
+                                              const Tile<typename V::Scalar>& tile,
+                                              typename V::Scalar* s) {
+  constexpr bool positives = option & kPositives, negatives_only = option & kNegativesOnly,
+                 own_shift = option & kOwnShift, masked = option & kMasked;
+  const auto& pairs = p.pairs;
+  for (int c = 0; c < kTile; c += V::kLanes) {
+    const int64_t j = tile.column + c;
+    const auto threshold = V::load(pairs.threshold + j), denominator = V::load(p.denominator + j),
+               positive = V::load(p.positive + j);
+#pragma GCC unroll 4
+    for (int r = 0; r < kTile; ++r) {
+      const int64_t i = tile.row + r;
+      const auto x = V::load(s + r * kTile + c);
+      const Exponentials<V, own_shift> e(x, pairs.scale, own_shift ? pairs.shift[i] : 0,
+                                         own_shift ? pairs.shift + j : nullptr);
+      [[maybe_unused]] typename V::Mask above_row, above_column;
+      if constexpr (positives || negatives_only) {
+        above_row = V::greater(x, V::broadcast(pairs.threshold[i]));
+        above_column = V::greater(x, threshold);
+      }
+      auto for_row = V::broadcast(p.denominator[i]), for_column = denominator;
+      if constexpr (negatives_only) for_row = V::zero_unless(~above_row, for_row);
+      auto g = for_row;
+      if constexpr (own_shift) {
+        if constexpr (negatives_only) for_column = V::zero_unless(~above_column, for_column);
+        g = for_row * e.row + for_column * e.column;
+      } else {
+        if constexpr (negatives_only) g = V::add_where(~above_column, for_row, for_column);
+        else g = for_row + for_column;
+        g = g * e.row;
+      }
+      if constexpr (positives) {
+        const auto mine = V::zero_unless(above_row, V::broadcast(p.positive[i]));
+        g = g - V::add_where(above_column, mine, positive);
+      }
+      if constexpr (masked) g = V::zero_unless(CandidateRow<V>(pairs.z, pairs.group, tile, i)(c), g);
+      V::store(s + r * kTile + c, g);
+    }
+  }
+}
+
+// The partner's entry: its weight is the row's own and its probability exp(s/tau - log D), which is
+// exactly 1 where the denominator holds nothing else.
+template <class T>
+inline T partner_gradient(const Backward<T>& p, int64_t i, T s) {
+  const double logit = T(s * p.inverse_temperature);
+  return T(p.partner_share[i] * __builtin_exp(logit - p.log_denominator[i]) - p.partner_weight[i]);
+}
+
+// Straight-through gradient of the thresholds: sums of sigma' dl/dq over rows and columns.
+template <class V, int option>
+__attribute__((noinline)) void threshold_gradients(const Backward<typename V::Scalar>& p,
+                                                   const Tile<typename V::Scalar>& tile,
+                                                   const typename V::Scalar* s) {
+  constexpr bool own_shift = option & kOwnShift;
+  const auto& pairs = p.pairs;
+  typename V::Reg columns[kTile / V::kLanes];
+  for (auto& sum : columns) sum = V::broadcast(0);
+  // sigma (1 - sigma) = t / (1 + t)^2 with t = exp(-|s - k| / h)
+  const auto slope = [&](typename V::Reg distance) {
+    const auto t = exp2_any<V>(V::broadcast(-p.inverse_width) * V::abs(distance));
+    const auto one = V::broadcast(1) + t;
+    return t / (one * one);
+  };
+  for (int64_t r = 0; r < kTile; ++r) {
+    const int64_t i = tile.row + r;
+    const CandidateRow<V> candidates(pairs.z, pairs.group, tile, i);
+    auto sum = V::broadcast(0);
+    for (int c = 0; c < kTile; c += V::kLanes) {
+      const int64_t j = tile.column + c;
+      const auto x = V::load(s + r * kTile + c);
+      const Exponentials<V, own_shift> e(x, pairs.scale, own_shift ? pairs.shift[i] : 0,
+                                         own_shift ? pairs.shift + j : nullptr);
+      const auto row = V::broadcast(p.constant[i]) + V::broadcast(p.linear[i]) * x +
+                       V::broadcast(p.exponential[i]) * e.row;
+      const auto column = V::load(p.constant + j) + V::load(p.linear + j) * x +
+                          V::load(p.exponential + j) * e.column;
+      const auto candidate = candidates(c);
+      sum = V::add_where(candidate, sum, row * slope(x - V::broadcast(pairs.threshold[i])));
+      auto& total = columns[c / V::kLanes];
+      total = V::add_where(candidate, total, column * slope(x - V::load(pairs.threshold + j)));
+    }
+    p.grad_threshold[i] += V::sum(sum);
+  }
+  for (int64_t c = 0; c < kTile; ++c)
+    p.grad_threshold[tile.column + c] += double(columns[c / V::kLanes][c % V::kLanes]);
+}
+
+// The tile rounded to pairs of bfloat16 along its rows (left) and along its columns (right).
+template <class V>
+void pack_pairs(const float* s, float* left, float* right);
+
+template <class V, int option>
+void backward(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
+  using T = typename V::Scalar;
+  const auto& z = p.pairs.z;
+  alignas(64) T s[kTile * kTile];
+  for_each_tile(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+    similarity_tile<V>(z, tile, s);
+    if (p.grad_threshold) threshold_gradients<V, option>(p, tile, s);
+    T partners[kTile];
+    for_each_partner(z, tile, [&](int64_t i, int64_t partner, int64_t at) {
+      partners[i - tile.row] = partner_gradient(p, i, s[at]) + partner_gradient(p, partner, s[at]);
+    });
+    with_mask(tile.masked, [&](auto masked) {
+      pair_gradients<V, option | (masked.value ? kMasked : 0)>(p, tile, s);
+    });
+    for_each_partner(z, tile, [&](int64_t i, int64_t, int64_t at) { s[at] = partners[i - tile.row]; });
+    const T* const z_rows = z.gradient_operand + tile.row * z.width / V::kPack;
+    const T* const z_columns = z.gradient_operand + tile.column * z.width / V::kPack;
+    T* const to_rows = p.gradient + tile.row * z.width;
+    T* const to_columns = p.gradient + tile.column * z.width;
+    if constexpr (V::kPack == 1) {
+      add_product<V>(s, kTile, 1, z_columns, z.width, to_rows);
+      add_product<V>(s, 1, kTile, z_rows, z.width, to_columns);
+    } else {
+      alignas(64) T left[kTile * kTile / 2], right[kTile * kTile / 2];
+      pack_pairs<V>(s, left, right);
+      add_product<V>(left, kTile / 2, 1, z_columns, z.width, to_rows);
+      add_product<V>(right, 1, kTile, z_rows, z.width, to_columns);
+    }
+  });
+}
+
+}  // namespace

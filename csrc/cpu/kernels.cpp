@@ -1,0 +1,108 @@
+// The kernels of one instruction set. setup.py compiles this source once for each: the macro
+// AREC_ISA names it and the flags beside choose what the compiler may use. No standard or torch
+// header comes in here: their inline functions, built with AVX-512, could become everybody's copy.
+#include "kernels.h"
+
+#include "normalise.h"
+#include "product.h"
+#include "statistics.h"
+// forward.h counts the histogram on its way
+#include "backward.h"
+#include "forward.h"
+
+namespace {
+
+#if defined(__AVX512BF16__)
+template <>
+void pack_pairs<Avx512Bf16>(const float* s, float* left, float* right) {
+  for (int64_t r = 0; r < kTile; r += 2)
+    for (int64_t c = 0; c < kTile; c += 32) {
+      __m512i rows[2];
+      for (int k = 0; k < 2; ++k) {
+        const float* const row = s + (r + k) * kTile + c;
+        rows[k] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
+        _mm512_storeu_si512(left + ((r + k) * kTile + c) / 2, rows[k]);
+      }
+      for (int half = 0; half < 2; ++half) {
+        const __m512i low = _mm512_cvtepu16_epi32(
+            half ? _mm512_extracti64x4_epi64(rows[0], 1) : _mm512_castsi512_si256(rows[0]));
+        const __m512i high = _mm512_cvtepu16_epi32(
+            half ? _mm512_extracti64x4_epi64(rows[1], 1) : _mm512_castsi512_si256(rows[1]));
+        _mm512_storeu_si512(right + r / 2 * kTile + c + 16 * half,
+                            _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+      }
+    }
+}
+#endif
+
+template <class V, int option>
+void forward_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
+  if constexpr (option == kMasked) __builtin_unreachable();
+  else if ((p.pairs.options & (kMasked - 1)) == option) forward<V, option>(p, rows, columns, counts);
+  else forward_if<V, option + 1>(p, rows, columns, counts);
+}
+
+template <class V, int option>
+void backward_if(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
+  if constexpr (option == kMasked) __builtin_unreachable();
+  else if ((p.pairs.options & (kMasked - 1)) == option) backward<V, option>(p, rows, columns);
+  else backward_if<V, option + 1>(p, rows, columns);
+}
+
+template <class V>
+void maximum_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
+  if (p.pairs.options & kNegativesOnly) maximum<V, true>(p, rows, columns);
+  else maximum<V, false>(p, rows, columns);
+}
+
+template <class V>
+constexpr Kernels<typename V::Scalar> table() {
+  using T = typename V::Scalar;
+  return {V::kPack,          normalise<V, T>, maximum_if<V>, forward_if<V, 0>,   backward_if<V, 0>,
+          normalise_backward<T>, histogram<V>, uniformity<V>, row_similarities<V>};
+}
+
+template <class V>
+void exp2_each(const float* x, float* y, int64_t n) {
+  for (int64_t i = 0; i < n; i += V::kLanes) V::store(y + i, exp2_any<V>(V::load(x + i)));
+}
+
+// The peak: independent chains of multiply-adds that never leave the registers.
+template <class V>
+double multiply_adds(int64_t repeats) {
+  constexpr int chains = 8;
+  typename V::Reg sum[chains];
+  for (int k = 0; k < chains; ++k) sum[k] = V::broadcast(k);
+  auto factor = V::broadcast(0.5f);
+  for (int64_t i = 0; i < repeats; ++i) {
+#pragma GCC unroll 8
+    for (int k = 0; k < chains; ++k) sum[k] = V::multiply_add(sum[k], factor, factor);
+    asm volatile("" ::: "memory");
+  }
+  float total = 0;
+  for (int k = 0; k < chains; ++k) total += V::sum(sum[k]);
+  asm volatile("" ::"x"(total));
+  return 2.0 * V::kPack * V::kLanes * chains * double(repeats);
+}
+
+}  // namespace
+
+namespace arec::cpu {
+
+#define AREC_JOIN_(a, b) a##b
+#define AREC_JOIN(a, b) AREC_JOIN_(a, b)
+#if defined(__AVX512BF16__)
+using Vector = Avx512Bf16;
+#elif defined(__AVX512F__)
+using Vector = Avx512;
+#elif defined(__AVX2__)
+using Vector = Generic<float, int32_t, 8>;
+#else
+using Vector = Generic<float, int32_t, 4>;
+extern const Kernels<double> kernels_double = table<Generic<double, int64_t, 2>>();
+#endif
+
+extern const IsaKernels AREC_JOIN(kernels_, AREC_ISA) = {
+    table<Vector>(), exp2_each<Vector>, multiply_adds<Vector>};
+
+}  // namespace arec::cpu

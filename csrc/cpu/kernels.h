@@ -1,0 +1,106 @@
+// What the kernels of one instruction set and the code that drives them say to each other.
+// The kernels are compiled once for each instruction set (kernels.cpp), so nothing here may
+// define a function that the linker could share between them.
+#pragma once
+#include <stdint.h>
+
+namespace arec::cpu {
+
+constexpr int64_t kTile = 64;  // all work is done on square tiles of the similarity matrix
+
+// What a statistic needs to know at compile time, as bits of a template argument.
+enum Option : int {
+  kPositives = 1,      // pairs above the threshold are positives (Eq. 9), not only masked
+  kNegativesOnly = 2,  // pairs above the threshold leave the denominator
+  kOwnShift = 4,       // one shift a row in the exponent; else both triangles share exp((s-1)/tau)
+  kMasked = 8,         // some pairs of the tile are no candidates; set by the kernels for each tile
+  kOptions = 16,
+};
+
+enum class Element { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+struct Rows {  // a range of rows: whole tiles, the last of which may be cut off by n
+  int64_t begin, end;
+};
+
+// Unit rows, packed. Rows beyond n, up to a whole tile, are zero. A lane is one number, or a pair
+// of bfloat16 where the instruction set multiplies pairs.
+template <class T>
+struct Embeddings {
+  const void* z;        // (n, dim), contiguous, elements of type `element`
+  Element element;
+  int64_t n, dim;
+  int64_t padded_n;     // n up to whole tiles
+  int64_t width;        // dim up to a multiple of 16
+  int64_t partner;      // rows i and i + partner are two views; 0 if rows have no partners
+  T* rows;              // (padded_n, width): left operand of a product, one row after the other
+  T* panels;            // (padded_n / panel, dim, panel): right operand of z z^T
+  T* gradient_operand;  // (padded_n, width): right operand of G z; `rows` but for pairs
+  double* inverse_norm; // (padded_n): 1 / |z|, 0 where |z| < 1e-12
+};
+
+// What decides about a pair, and what turns its similarity into an exponential.
+template <class T>
+struct Pairs {
+  Embeddings<T> z;
+  const T* threshold;  // (padded_n)
+  const T* group;      // (padded_n): equal for rows of one group, NaN for rows of none; or null
+  const T* shift;      // (padded_n): kOwnShift, the exponent is s * scale - shift
+  T scale;             // log2(e) / temperature
+  int options;
+};
+
+// Row sums of the forward pass. A kernel adds its tiles' share to the rows of both its ranges.
+template <class T>
+struct Forward {
+  Pairs<T> pairs;
+  double* sum_exp;        // (padded_n): over the denominator without the partner
+  double* sum_positives;  // (padded_n): similarities over M+
+  double* num_positives;  // (padded_n)
+  T* partner_similarity;  // (padded_n)
+  T* maximum;             // (padded_n): largest similarity in the denominator, partner aside
+  int64_t bins;           // 0: no histogram
+};
+
+// dL/ds_ij + dL/ds_ji = denominator_i e_ij + denominator_j e_ji - positive_i - positive_j, each term
+// where its mask holds; with the upstream gradient and 1/temperature already in the coefficients.
+template <class T>
+struct Backward {
+  Pairs<T> pairs;
+  const T* denominator;             // (padded_n)
+  const T* positive;                // (padded_n)
+  const double* partner_weight;     // (padded_n): of the partner's similarity ...
+  const double* partner_share;      // (padded_n): ... and of exp(s/tau - log D)
+  const double* log_denominator;    // (padded_n)
+  T inverse_temperature;
+  T* gradient;                      // (padded_n, width): of the unit rows
+  void* grad_z;                     // (n, dim), elements of type `element`
+  // Straight-through gradient of the threshold:
+  // sum of sigma' * (constant + linear * s + exponential * e) over the candidates.
+  double* grad_threshold;           // (padded_n), or null
+  const T *constant, *linear, *exponential;
+  T inverse_width;                  // log2(e) / h
+};
+
+template <class T>
+struct Kernels {
+  int pack;  // numbers in a lane
+  void (*normalise)(const Embeddings<T>&, Rows);
+  void (*maximum)(const Forward<T>&, Rows, Rows);
+  // counts: (bins, 4) of the calling worker, or null
+  void (*forward)(const Forward<T>&, Rows, Rows, int64_t* counts);
+  void (*backward)(const Backward<T>&, Rows, Rows);
+  void (*normalise_backward)(const Backward<T>&, Rows);
+  void (*histogram)(const Forward<T>&, Rows, Rows, int64_t* counts);
+  void (*uniformity)(const Pairs<T>&, Rows, Rows, double* sum);
+  // Similarities of rows [row, row + 4) with all rows, into out (4, padded_n).
+  void (*row_similarities)(const Embeddings<T>&, int64_t row, T* out);
+};
+
+struct IsaKernels {
+  Kernels<float> kernels;
+  void (*exp2)(const float* x, float* y, int64_t n);  // n: a multiple of 16
+  double (*multiply_adds)(int64_t repeats);           // FLOP done, for the peak
+};
+
+}  // namespace arec::cpu

@@ -1,0 +1,145 @@
+// Rows to unit length and into the layouts of the products, and the gradient back through it.
+#pragma once
+#include "product.h"
+
+namespace {
+
+using arec::cpu::Element;
+using arec::cpu::kTile;
+using arec::cpu::Rows;
+
+struct Float32 {
+  using Value = float;
+  static float load(const void* p, int64_t i) { return ((const float*)p)[i]; }
+  static void store(void* p, int64_t i, float x) { ((float*)p)[i] = x; }
+  static float round(float x) { return x; }
+};
+struct Float64 {
+  using Value = double;
+  static double load(const void* p, int64_t i) { return ((const double*)p)[i]; }
+  static void store(void* p, int64_t i, double x) { ((double*)p)[i] = x; }
+  static double round(double x) { return x; }
+};
+struct BFloat16 {
+  using Value = float;
+  static float widen(uint16_t x) { return __builtin_bit_cast(float, uint32_t(x) << 16); }
+  static uint16_t narrow(float x) {  // to the nearest, ties to even; NaN stays NaN
+    const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+    return x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  }
+  static float load(const void* p, int64_t i) { return widen(((const uint16_t*)p)[i]); }
+  static void store(void* p, int64_t i, float x) { ((uint16_t*)p)[i] = narrow(x); }
+  static float round(float x) { return widen(narrow(x)); }
+};
+struct Float16 {
+  using Value = float;
+  static float load(const void* p, int64_t i) { return float(((const _Float16*)p)[i]); }
+  static void store(void* p, int64_t i, float x) { ((_Float16*)p)[i] = _Float16(x); }
+  static float round(float x) { return float(_Float16(x)); }
+};
+
+// Norm of a row as scaled_norm / scale with a power of two `scale`: no finite row overflows.
+struct Norm {
+  double scaled, scale;
+};
+
+template <class E>
+Norm row_norm(const void* z, int64_t offset, int64_t dim) {
+  double scale = 1;
+  if constexpr (sizeof(typename E::Value) == 8) {  // squares of anything narrower fit a double
+    double largest = 0;
+    for (int64_t d = 0; d < dim; ++d) {
+      const double x = __builtin_fabs(E::load(z, offset + d));
+      largest = x > largest ? x : largest;
+    }
+    if (largest > 0 && largest < __builtin_inf()) scale = __builtin_ldexp(1, -__builtin_ilogb(largest));
+    if (scale == __builtin_inf()) scale = 0x1p1023;  // subnormal numbers
+  }
+  double sums[8] = {};
+  int64_t d = 0;
+  for (; d + 8 <= dim; d += 8)
+    for (int k = 0; k < 8; ++k) {
+      const double x = E::load(z, offset + d + k) * scale;
+      sums[k] += x * x;
+    }
+  for (; d < dim; ++d) {
+    const double x = E::load(z, offset + d) * scale;
+    sums[0] += x * x;
+  }
+  double total = 0;
+  for (double x : sums) total += x;
+  return {__builtin_sqrt(total), scale};
+}
+
+template <class V, class E, class T>
+void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
+  constexpr int pack = V::kPack;
+  const int64_t depth = (z.dim + pack - 1) / pack, stride = z.width / pack;
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    Norm norm{0, 1};
+    if (i < z.n) norm = row_norm<E>(z.z, i * z.dim, z.dim);
+    double factor = norm.scaled < 1e-12 * norm.scale ? 0 : 1 / norm.scaled;
+    const bool finite = norm.scaled < __builtin_inf();  // false for NaN
+    z.inverse_norm[i] = finite ? factor * norm.scale : __builtin_nan("");
+    const auto unit = [&](int64_t d) {
+      if (d >= z.dim || factor == 0) return T(0);
+      return finite ? E::round(T(E::load(z.z, i * z.dim + d) * norm.scale * factor))
+                    : T(__builtin_nan(""));
+    };
+    T* const row = z.rows + i * stride;
+    T* const panel = z.panels + i / kPanel<V> * kPanel<V> * depth + i % kPanel<V>;
+    if constexpr (pack == 1) {
+      for (int64_t d = 0; d < z.dim; ++d) row[d] = unit(d);
+      for (int64_t d = z.dim; d < z.width; ++d) row[d] = 0;
+    } else {
+      uint16_t* const halves = (uint16_t*)row;
+      uint16_t* const pairs = (uint16_t*)(z.gradient_operand + i / 2 * z.width) + i % 2;
+      for (int64_t d = 0; d < z.width; ++d) pairs[2 * d] = halves[d] = BFloat16::narrow(unit(d));
+    }
+    for (int64_t d = 0; d < depth; ++d) panel[d * kPanel<V>] = row[d];
+  }
+}
+
+// dz = (dẑ - (dẑ . ẑ) ẑ) / |z|
+template <class E, class T>
+void normalise_backward_rows(const arec::cpu::Backward<T>& p, Rows rows) {
+  const auto& z = p.pairs.z;
+  for (int64_t i = rows.begin; i < rows.end && i < z.n; ++i) {
+    const Norm norm = row_norm<E>(z.z, i * z.dim, z.dim);
+    const double factor = norm.scale / norm.scaled, inverse = z.inverse_norm[i];
+    const T* const gradient = p.gradient + i * z.width;
+    double dot = 0;
+    if (inverse != 0)
+      for (int64_t d = 0; d < z.dim; ++d)
+        dot += double(gradient[d]) * (E::load(z.z, i * z.dim + d) * factor);
+    for (int64_t d = 0; d < z.dim; ++d) {
+      const double unit = inverse == 0 ? 0 : E::load(z.z, i * z.dim + d) * factor;
+      E::store(p.grad_z, i * z.dim + d,
+               inverse == 0 ? T(0) : T((double(gradient[d]) - dot * unit) * inverse));
+    }
+  }
+}
+
+template <class T, class F>
+void with_element(Element element, F f) {
+  if constexpr (sizeof(T) == 8) return f(Float64{});
+  else if (element == Element::kFloat32) f(Float32{});
+  else if (element == Element::kBFloat16) f(BFloat16{});
+  else f(Float16{});
+}
+
+template <class V, class T>
+void normalise(const arec::cpu::Embeddings<T>& z, Rows rows) {
+  with_element<T>(z.element, [&](auto e) {
+    if constexpr (V::kPack == 2) normalise_rows<V, BFloat16>(z, rows);
+    else normalise_rows<V, decltype(e)>(z, rows);
+  });
+}
+
+template <class T>
+void normalise_backward(const arec::cpu::Backward<T>& p, Rows rows) {
+  with_element<T>(p.pairs.z.element,
+                  [&](auto e) { normalise_backward_rows<decltype(e)>(p, rows); });
+}
+
+}  // namespace

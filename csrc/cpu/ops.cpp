@@ -1,0 +1,522 @@
+// Checks, memory and the O(N) arithmetic around the tile kernels.
+#include "ops.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+
+#include "dispatch.h"
+#include "schedule.h"
+
+namespace arec::cpu {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr double kSharedShift = 0.025;  // the smallest temperature with one shift for all rows
+
+// One allocation, cut into arrays that start on a cache line.
+class Workspace {
+ public:
+  template <class T>
+  void want(T*& array, int64_t count) {
+    requests_.push_back({const_cast<void**>(reinterpret_cast<const void* const*>(&array)), size_});
+    size_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
+  }
+  void allocate() {
+    memory_.reset(std::aligned_alloc(64, size_));
+    STD_TORCH_CHECK(memory_ != nullptr, "out of memory: a workspace of ", size_, " bytes");
+    for (auto& [array, offset] : requests_) *array = static_cast<char*>(memory_.get()) + offset;
+  }
+
+ private:
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  std::vector<std::pair<void**, int64_t>> requests_;
+  int64_t size_ = 0;
+};
+
+template <class T>
+constexpr ScalarType kScalarType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+Element element_of(const Tensor& z) {
+  switch (z.scalar_type()) {
+    case ScalarType::Float: return Element::kFloat32;
+    case ScalarType::Double: return Element::kFloat64;
+    case ScalarType::BFloat16: return Element::kBFloat16;
+    case ScalarType::Half: return Element::kFloat16;
+    default: STD_TORCH_CHECK(false, "z: expected float32, bfloat16, float16 or float64");
+  }
+}
+
+// f(float()) or f(double()): the type of the similarities and everything that follows.
+template <class F>
+auto with_type(const Tensor& z, F f) {
+  STD_TORCH_CHECK(z.dim() == 2 && z.size(0) > 0 && z.size(1) > 0,
+                  "z: expected a matrix with rows and columns");
+  return element_of(z) == Element::kFloat64 ? f(double()) : f(float());
+}
+
+// A vector with one value a row, as the caller's contiguous data.
+template <class T>
+class RowValues {
+ public:
+  RowValues(const char* name, const Tensor& x, int64_t n, ScalarType type = kScalarType<T>)
+      : tensor_(x.is_contiguous() ? x : torch::stable::contiguous(x)) {
+    STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == n && x.scalar_type() == type, name,
+                    ": expected one value a row, of the op's type");
+    data_ = static_cast<const T*>(tensor_.const_data_ptr());
+  }
+  T operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  Tensor tensor_;
+  const T* data_;
+};
+
+// The packed unit rows of z, and what every op does with them.
+template <class T>
+struct Input {
+  Tensor z;
+  const Kernels<T>* kernels;
+  Workspace memory;
+  Embeddings<T> rows{};
+  T* group = nullptr;
+
+  Input(const Tensor& input, bool partners)
+      : z(input.is_contiguous() ? input : torch::stable::contiguous(input)) {
+    const Element element = element_of(z);
+    if constexpr (std::is_same_v<T, double>) kernels = &kernels_double;
+    else kernels = &instruction_set(element == Element::kBFloat16).kernels;
+    const int64_t n = z.size(0), dim = z.size(1), pack = kernels->pack;
+    STD_TORCH_CHECK(!partners || n % 2 == 0, "z: expected an even number of rows, got ", n);
+    rows.z = z.const_data_ptr();
+    rows.element = element;
+    rows.n = n;
+    rows.dim = dim;
+    rows.padded_n = (n + kTile - 1) / kTile * kTile;
+    rows.width = (dim + 15) / 16 * 16;
+    rows.partner = partners ? n / 2 : 0;
+    memory.want(rows.rows, rows.padded_n * rows.width / pack);
+    memory.want(rows.panels, rows.padded_n * ((dim + pack - 1) / pack));
+    memory.want(rows.inverse_norm, rows.padded_n);
+    if (pack > 1) memory.want(rows.gradient_operand, rows.padded_n * rows.width / pack);
+  }
+
+  void want_groups(const std::optional<Tensor>& groups) {
+    if (groups) memory.want(group, rows.padded_n);
+  }
+
+  void allocate(const std::optional<Tensor>& groups) {
+    memory.allocate();
+    if (kernels->pack == 1) rows.gradient_operand = rows.rows;
+    if (groups) number_groups(*groups);
+  }
+
+  void normalise(Rows range) const { kernels->normalise(rows, range); }
+
+ private:
+  // Groups numbered from 0, which a float holds exactly; NaN, equal to nothing, for rows of none.
+  void number_groups(const Tensor& groups) {
+    const RowValues<int64_t> ids("groups", groups, rows.n, ScalarType::Long);
+    std::vector<int64_t> known;
+    for (int64_t i = 0; i < rows.n; ++i)
+      if (ids[i] >= 0) known.push_back(ids[i]);
+    std::sort(known.begin(), known.end());
+    known.erase(std::unique(known.begin(), known.end()), known.end());
+    std::fill(group, group + rows.padded_n, T(kNaN));
+    for (int64_t i = 0; i < rows.n; ++i)
+      if (ids[i] >= 0)
+        group[i] = T(std::lower_bound(known.begin(), known.end(), ids[i]) - known.begin());
+  }
+};
+
+struct Loss {
+  double inverse_temperature, alpha;
+  bool positives, negatives_only, printed, unnormalised, own_shift;
+
+  Loss(double temperature, bool positives, double partner_weight, const std::string& denominator,
+       const std::string& weighting)
+      : inverse_temperature(1 / temperature),
+        alpha(partner_weight),
+        positives(positives),
+        negatives_only(denominator == "negatives"),
+        printed(weighting == "printed"),
+        unnormalised(weighting == "label-unnormalised"),
+        own_shift(temperature < kSharedShift) {
+    STD_TORCH_CHECK(temperature > 0, "temperature: expected a number > 0, got ", temperature);
+    STD_TORCH_CHECK(negatives_only || denominator == "all",
+                    "denominator: expected negatives or all, got ", denominator);
+    STD_TORCH_CHECK(printed || unnormalised || weighting == "label",
+                    "weighting: expected label, label-unnormalised or printed, got ", weighting);
+  }
+
+  int options() const {
+    return (positives ? kPositives : 0) | (negatives_only ? kNegativesOnly : 0) |
+           (own_shift ? kOwnShift : 0);
+  }
+
+  // Weights of a row with m positives: the partner's, each positive's, and their sum.
+  struct Weights {
+    double partner, positive, total;
+  };
+  Weights weights(int64_t m) const {
+    if (!positives) return {1, 0, 1};
+    if (printed) return {1, m > 0 ? 1.0 : 0.0, 1.0 + double(m)};
+    if (m > 0) return {alpha, (1 - alpha) / double(m), 1};
+    return unnormalised ? Weights{alpha, 0, alpha} : Weights{1, 0, 1};
+  }
+  // What Eq. 9 as printed adds for its weights inside the logarithm.
+  double constant(int64_t m) const {
+    if (!positives || !printed) return 0;
+    return -std::log(alpha) - (m > 0 ? double(m) * std::log((1 - alpha) / double(m)) : 0);
+  }
+};
+
+template <class T>
+Pairs<T> make_pairs(const Input<T>& input, const T* threshold, const T* shift, double inverse_temperature,
+                    int options) {
+  return {input.rows, threshold, input.group, shift, T(kLog2E * inverse_temperature), options};
+}
+
+// A histogram a worker, summed over ordered pairs at the end: integers, so their order is no matter.
+class Histogram {
+ public:
+  explicit Histogram(int64_t bins)
+      : bins_(bins), counts_(bins ? torch::stable::get_num_threads() * stride() : 0) {}
+  int64_t* of(int64_t worker) { return bins_ ? counts_.data() + worker * stride() : nullptr; }
+  Tensor total(const Tensor& like) const {
+    Tensor out = torch::stable::new_empty(like, {bins_}, ScalarType::Long);
+    int64_t* const totals = static_cast<int64_t*>(out.mutable_data_ptr());
+    std::fill(totals, totals + bins_, 0);
+    for (size_t at = 0; at < counts_.size(); at += stride())
+      for (int64_t k = 0; k < kCopies * bins_; ++k) totals[k / kCopies] += 2 * counts_[at + k];
+    return out;
+  }
+
+ private:
+  static constexpr int64_t kCopies = 4;
+  int64_t stride() const { return (bins_ + 1) * kCopies; }
+  int64_t bins_;
+  std::vector<int64_t> counts_;
+};
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
+    const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups, const Loss& loss,
+    int64_t bins) {
+  Input<T> input(z, true);
+  const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
+  const RowValues<T> thresholds("threshold", threshold, n);
+  T *k, *shift = nullptr;
+  Forward<T> p{};
+  p.bins = bins;
+  for (double** sum : {&p.sum_exp, &p.sum_positives, &p.num_positives})
+    input.memory.want(*sum, padded_n);
+  input.memory.want(p.partner_similarity, padded_n);
+  input.memory.want(k, padded_n);
+  if (loss.own_shift) {
+    input.memory.want(p.maximum, padded_n);
+    input.memory.want(shift, padded_n);
+  }
+  input.want_groups(groups);
+  input.allocate(groups);
+  p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, loss.options());
+
+  Tensor out_loss = torch::stable::new_empty(z, {n}, kScalarType<T>);
+  Tensor out_log = torch::stable::new_empty(z, {n}, kScalarType<T>);
+  Tensor out_count = torch::stable::new_empty(z, {n}, ScalarType::Long);
+  Tensor out_similarity = torch::stable::new_empty(z, {n}, kScalarType<T>);
+  T* const losses = static_cast<T*>(out_loss.mutable_data_ptr());
+  T* const logs = static_cast<T*>(out_log.mutable_data_ptr());
+  int64_t* const counts = static_cast<int64_t*>(out_count.mutable_data_ptr());
+  T* const similarities = static_cast<T*>(out_similarity.mutable_data_ptr());
+  Histogram histogram(bins);
+
+  const auto prepare = [&](Rows rows) {
+    input.normalise(rows);
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      p.sum_exp[i] = p.sum_positives[i] = p.num_positives[i] = 0;
+      k[i] = i < n ? thresholds[i] : 0;
+      if (p.maximum) p.maximum[i] = -2;
+    }
+  };
+  const auto pair = [&](Rows rows, Rows columns, int64_t worker) {
+    input.kernels->forward(p, rows, columns, histogram.of(worker));
+  };
+  const auto finish = [&](Rows rows) {
+    for (int64_t i = rows.begin; i < std::min(rows.end, n); ++i) {
+      const double logit = T(p.partner_similarity[i] * T(loss.inverse_temperature));
+      const double shifted = shift ? double(shift[i]) * kLn2 : loss.inverse_temperature;
+      // With nothing but the partner in the denominator, log D is its logit to the bit.
+      const double top = std::max(logit, shifted);
+      double log_d = p.sum_exp[i] == 0 && logit == logit
+                         ? logit
+                         : std::log(p.sum_exp[i] * std::exp(shifted - top) + std::exp(logit - top)) + top;
+      if (std::isnan(k[i])) log_d = kNaN;
+      const int64_t m = int64_t(p.num_positives[i]);
+      const auto w = loss.weights(m);
+      logs[i] = T(log_d);
+      counts[i] = m;
+      similarities[i] = T(p.sum_positives[i]);
+      // Each weight times its own difference: exactly zero where there is no candidate.
+      losses[i] = T(w.partner * (log_d - logit) +
+                    w.positive * (double(m) * log_d - p.sum_positives[i] * loss.inverse_temperature) +
+                    loss.constant(m));
+    }
+  };
+  if (loss.own_shift) {
+    for_each_block_pair(n, prepare,
+                        [&](Rows rows, Rows columns, int64_t) {
+                          input.kernels->maximum(p, rows, columns);
+                        },
+                        [](Rows) {});
+    for (int64_t i = 0; i < padded_n; ++i) shift[i] = std::max(p.maximum[i], T(-1)) * p.pairs.scale;
+    for_each_block_pair(n, [](Rows) {}, pair, finish);
+  } else {
+    for_each_block_pair(n, prepare, pair, finish);
+  }
+  return {out_loss, out_log, out_count, out_similarity, histogram.total(z)};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& z,
+                                         const Tensor& threshold,
+                                         const std::optional<Tensor>& groups,
+                                         const Tensor& log_denominator, const Tensor& num_positives,
+                                         const Tensor& positives_similarity, const Loss& loss,
+                                         double width) {
+  Input<T> input(z, true);
+  const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
+  const RowValues<T> upstream("grad_loss", grad_loss, n), thresholds("threshold", threshold, n),
+      logs("log_denominator", log_denominator, n),
+      similarities("positives_similarity", positives_similarity, n);
+  const RowValues<int64_t> counts("num_positives", num_positives, n, ScalarType::Long);
+  T *k, *shift = nullptr, *denominator, *positive, *constant = nullptr, *linear = nullptr,
+    *exponential = nullptr;
+  double *partner_weight, *partner_share, *log_d;
+  Backward<T> p{};
+  for (T** values : {&k, &denominator, &positive}) input.memory.want(*values, padded_n);
+  for (double** values : {&partner_weight, &partner_share, &log_d})
+    input.memory.want(*values, padded_n);
+  input.memory.want(p.gradient, padded_n * input.rows.width);
+  if (loss.own_shift) input.memory.want(shift, padded_n);
+  if (width > 0) {
+    input.memory.want(p.grad_threshold, padded_n);
+    for (T** values : {&constant, &linear, &exponential}) input.memory.want(*values, padded_n);
+  }
+  input.want_groups(groups);
+  input.allocate(groups);
+  p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, loss.options());
+  p.denominator = denominator;
+  p.positive = positive;
+  p.partner_weight = partner_weight;
+  p.partner_share = partner_share;
+  p.log_denominator = log_d;
+  p.inverse_temperature = T(loss.inverse_temperature);
+  p.constant = constant;
+  p.linear = linear;
+  p.exponential = exponential;
+  p.inverse_width = width > 0 ? T(kLog2E / width) : T(0);
+
+  Tensor grad_z = torch::stable::new_empty(z, {n, input.rows.dim}, z.scalar_type());
+  p.grad_z = grad_z.mutable_data_ptr();
+  Tensor grad_threshold = torch::stable::new_empty(z, {width > 0 ? n : 0}, kScalarType<T>);
+  T* const threshold_gradients = static_cast<T*>(grad_threshold.mutable_data_ptr());
+
+  const auto prepare = [&](Rows rows) {
+    input.normalise(rows);
+    std::fill(p.gradient + rows.begin * input.rows.width, p.gradient + rows.end * input.rows.width,
+              T(0));
+    for (int64_t i = rows.begin; i < rows.end; ++i) {
+      const bool row = i < n;
+      const int64_t m = row ? counts[i] : 0;
+      const auto w = loss.weights(m);
+      const double g = row ? double(upstream[i]) : 0, per_similarity = g * loss.inverse_temperature;
+      k[i] = row ? thresholds[i] : 0;
+      log_d[i] = row ? double(logs[i]) : 0;
+      // e_ij of the kernels times this is e^{s_ij/tau} / D_i.
+      const double share = loss.own_shift || !row ? 1 : std::exp(loss.inverse_temperature - log_d[i]);
+      if (shift) shift[i] = T(log_d[i] * kLog2E);
+      denominator[i] = T(per_similarity * w.total * share);
+      positive[i] = T(per_similarity * w.positive);
+      partner_weight[i] = per_similarity * w.partner;
+      partner_share[i] = per_similarity * w.total;
+      if (width > 0) {
+        const double scale = -g / width, count = double(m);
+        const bool extra = loss.positives && m > 0;
+        p.grad_threshold[i] = 0;
+        exponential[i] = T(loss.negatives_only ? -scale * w.total * share : 0);
+        linear[i] = T(extra ? -scale * w.positive * loss.inverse_temperature : 0);
+        if (!extra) constant[i] = 0;
+        else if (loss.printed) constant[i] = T(scale * (log_d[i] - std::log((1 - loss.alpha) / count) + 1));
+        else constant[i] = T(scale * w.positive * loss.inverse_temperature * double(similarities[i]) / count);
+      }
+    }
+  };
+  for_each_block_pair(
+      n, prepare,
+      [&](Rows rows, Rows columns, int64_t) { input.kernels->backward(p, rows, columns); },
+      [&](Rows rows) {
+        input.kernels->normalise_backward(p, rows);
+        if (width > 0)
+          for (int64_t i = rows.begin; i < std::min(rows.end, n); ++i)
+            threshold_gradients[i] = T(p.grad_threshold[i]);
+      });
+  return {grad_z, grad_threshold};
+}
+
+// (s_(r) + s_(r+1)) / 2 of n values with r = floor(q n), which are reordered.
+template <class T>
+T halfway(T* values, int64_t n, double q) {
+  const int64_t r = int64_t(std::floor(q * double(n)));
+  if (r == 0) return -std::numeric_limits<T>::infinity();
+  if (r == n) return std::numeric_limits<T>::infinity();
+  std::nth_element(values, values + r, values + n);
+  return (*std::max_element(values, values + r) + values[r]) / 2;
+}
+
+template <class T>
+Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& groups) {
+  constexpr int64_t kRows = 4;  // that Kernels::row_similarities computes at a time
+  Input<T> input(z, true);
+  input.want_groups(groups);
+  input.allocate(groups);
+  const auto& rows = input.rows;
+  Tensor out = torch::stable::new_empty(z, {rows.n}, kScalarType<T>);
+  T* const quantiles = static_cast<T*>(out.mutable_data_ptr());
+  parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
+    const int64_t tiles = rows.padded_n / kTile;
+    input.normalise({tiles * worker / workers * kTile, tiles * (worker + 1) / workers * kTile});
+  });
+  parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
+    std::vector<T> similarities(kRows * rows.padded_n), candidates(rows.n);
+    for (int64_t first = worker * kRows; first < rows.n; first += workers * kRows) {
+      input.kernels->row_similarities(rows, first, similarities.data());
+      for (int64_t i = first; i < std::min(first + kRows, rows.n); ++i) {
+        const T* const s = similarities.data() + (i - first) * rows.padded_n;
+        const int64_t partner = i < rows.partner ? i + rows.partner : i - rows.partner;
+        int64_t count = 0;
+        bool nan = false;
+        for (int64_t j = 0; j < rows.n; ++j) {
+          const bool candidate = j != i && j != partner && !(input.group && input.group[j] == input.group[i]);
+          candidates[count] = s[j];
+          count += candidate;
+          nan |= candidate && s[j] != s[j];
+        }
+        quantiles[i] = nan ? T(kNaN) : halfway(candidates.data(), count, q);
+      }
+    }
+  });
+  return out;
+}
+
+}  // namespace
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
+    const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups,
+    double temperature, bool positives, double partner_weight, const std::string& denominator,
+    const std::string& weighting, int64_t histogram_bins) {
+  const Loss loss(temperature, positives, partner_weight, denominator, weighting);
+  return with_type(z, [&](auto type) {
+    return forward_rows<decltype(type)>(z, threshold, groups, loss, histogram_bins);
+  });
+}
+
+std::tuple<Tensor, Tensor> backward(
+    const Tensor& grad_loss, const Tensor& z, const Tensor& threshold,
+    const std::optional<Tensor>& groups, const Tensor& log_denominator,
+    const Tensor& num_positives, const Tensor& positives_similarity, double temperature,
+    bool positives, double partner_weight, const std::string& denominator,
+    const std::string& weighting, double threshold_grad) {
+  const Loss loss(temperature, positives, partner_weight, denominator, weighting);
+  return with_type(z, [&](auto type) {
+    return backward_rows<decltype(type)>(grad_loss, z, threshold, groups, log_denominator,
+                                         num_positives, positives_similarity, loss, threshold_grad);
+  });
+}
+
+Tensor histogram(const Tensor& z, const std::optional<Tensor>& groups, int64_t bins) {
+  STD_TORCH_CHECK(bins > 0, "bins: expected a number > 0, got ", bins);
+  return with_type(z, [&](auto type) {
+    using T = decltype(type);
+    Input<T> input(z, true);
+    input.want_groups(groups);
+    input.allocate(groups);
+    Forward<T> p{};
+    p.pairs = make_pairs<T>(input, nullptr, nullptr, 1, 0);
+    p.bins = bins;
+    Histogram counts(bins);
+    for_each_block_pair(
+        input.rows.n, [&](Rows rows) { input.normalise(rows); },
+        [&](Rows rows, Rows columns, int64_t worker) {
+          input.kernels->histogram(p, rows, columns, counts.of(worker));
+        },
+        [](Rows) {});
+    return counts.total(z);
+  });
+}
+
+Tensor quantile(const Tensor& z, double q, const std::optional<Tensor>& groups) {
+  STD_TORCH_CHECK(q >= 0 && q <= 1, "q: expected a number in [0, 1], got ", q);
+  return with_type(z, [&](auto type) { return quantile_rows<decltype(type)>(z, q, groups); });
+}
+
+Tensor uniformity(const Tensor& x) {
+  return with_type(x, [&](auto type) {
+    using T = decltype(type);
+    Input<T> input(x, false);
+    const int64_t n = input.rows.n;
+    input.allocate(std::nullopt);
+    const auto pairs = make_pairs<T>(input, nullptr, nullptr, 4, 0);
+    std::vector<double> sums(input.rows.padded_n / kTile);
+    for_each_block_pair(
+        n, [&](Rows rows) { input.normalise(rows); },
+        [&](Rows rows, Rows columns, int64_t) {
+          input.kernels->uniformity(pairs, rows, columns, &sums[rows.begin / kTile]);
+        },
+        [](Rows) {});
+    double sum = 0;
+    for (double block : sums) sum += block;
+    Tensor out = torch::stable::new_empty(x, {}, kScalarType<T>);
+    *static_cast<T*>(out.mutable_data_ptr()) = T(std::log(sum / (double(n) * double(n - 1) / 2)));
+    return out;
+  });
+}
+
+Tensor exp2(const Tensor& x) {
+  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.numel() % 16 == 0,
+                  "x: expected a contiguous float32 tensor of a multiple of 16 numbers");
+  Tensor y = torch::stable::empty_like(x);
+  instruction_set(true).exp2(static_cast<const float*>(x.const_data_ptr()),
+                             static_cast<float*>(y.mutable_data_ptr()), x.numel());
+  return y;
+}
+
+double peak_flops(bool pairs, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const IsaKernels& isa = instruction_set(pairs);
+  std::atomic<double> rate{0};
+  parallel(torch::stable::get_num_threads(), [&](int64_t, int64_t) {
+    const auto start = Clock::now();
+    double flop = 0, elapsed = 0;
+    while (elapsed < seconds) {
+      flop += isa.multiply_adds(100000);
+      elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+    }
+    for (double old = rate; !rate.compare_exchange_weak(old, old + flop / elapsed);) {
+    }
+  });
+  return rate;
+}
+
+}  // namespace arec::cpu

@@ -1,0 +1,70 @@
+// The register-tiled product that every kernel spends its time in.
+#pragma once
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+constexpr int kGroup = 4;  // rows of a register tile
+
+template <class V>
+constexpr int kPanel = V::kPanelVectors * V::kLanes;  // columns of a register tile
+
+// C (rows of stride c_row, `vectors` vectors wide) = or += A B over `depth` lanes, for kGroup rows.
+// A's element (r, k) is a[r * a_row + k * a_depth], so A may be a transposed tile; row k of B starts
+// at b + k * b_depth. Every element of C is one chain of multiply-adds in the order of k, whatever
+// the tile around it: so s_ij == s_ji to the bit, in the forward as in the backward pass.
+template <class V, int vectors, bool accumulate>
+__attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_row, int64_t a_depth,
+                                       const typename V::Scalar* b, int64_t b_depth, int64_t depth,
+                                       typename V::Scalar* c, int64_t c_row) {
+  typename V::Reg sum[kGroup][vectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kGroup; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v)
+      sum[r][v] = accumulate ? V::load(c + r * c_row + v * V::kLanes) : V::broadcast(0);
+  for (int64_t k = 0; k < depth; ++k) {
+    typename V::Reg right[vectors];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) right[v] = V::load(b + v * V::kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kGroup; ++r) {
+      const auto left = V::broadcast(a[r * a_row]);
+#pragma GCC unroll 8
+      for (int v = 0; v < vectors; ++v) sum[r][v] = V::multiply_add(left, right[v], sum[r][v]);
+    }
+    a += a_depth;
+    b += b_depth;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kGroup; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; ++v) V::store(c + r * c_row + v * V::kLanes, sum[r][v]);
+}
+
+// S (kGroup, panel) = rows [row, row + kGroup) of z times the panel's columns, transposed.
+template <class V, class T>
+inline void similarities(const arec::cpu::Embeddings<T>& z, int64_t row, int64_t column, T* s,
+                         int64_t s_row) {
+  const int64_t depth = (z.dim + V::kPack - 1) / V::kPack, stride = z.width / V::kPack;
+  product<V, V::kPanelVectors, false>(z.rows + row * stride, stride, 1, z.panels + column * depth,
+                                      kPanel<V>, depth, s, s_row);
+}
+
+// C (kTile, width) += A B, A (kTile, kTile) being a tile of G or its transpose, B kTile rows of z.
+template <class V, class T>
+void add_product(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t width, T* c) {
+  constexpr int64_t depth = arec::cpu::kTile / V::kPack;
+  int64_t column = 0;
+  const auto add = [&](auto kernel) {
+    for (int64_t r = 0; r < arec::cpu::kTile; r += kGroup)
+      kernel(a + r * a_row, a_row, a_depth, b + column * 1, width, depth, c + r * width + column,
+             width);
+  };
+  for (; column + kPanel<V> <= width; column += kPanel<V>)
+    add(product<V, V::kPanelVectors, true>);
+  for (; column < width; column += V::kLanes) add(product<V, 1, true>);
+}
+
+}  // namespace

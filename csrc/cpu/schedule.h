@@ -1,0 +1,78 @@
+// Block pairs in parallel, with the same sums whatever the number of threads.
+#pragma once
+#include <sched.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "kernels.h"
+
+namespace arec::cpu {
+
+// Rows are cut into blocks of whole tiles. The size follows from n alone, so that the order of every
+// sum does: large enough to work in the caches, small enough to leave pairs for many threads.
+inline int64_t block_rows(int64_t n) { return n <= 2048 ? kTile : n <= 8192 ? 2 * kTile : 4 * kTile; }
+
+// Threads of torch's pool, each calling f(worker, workers).
+template <class F>
+void parallel(int64_t most, F f) {
+  const int64_t workers = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, most);
+  if (workers == 1) return f(0, 1);
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker) f(worker, workers);
+  });
+}
+
+// Runs, for blocks I <= J of n rows,
+//   prepare(I)          once a block, before anything needs it,
+//   pair(I, J, worker)  once a pair; it may write to the rows of both blocks,
+//   finish(I)           once a block, after the last pair with it.
+// A round-robin: in round r block I meets block J with I + J = r mod blocks, so that a block is in
+// one pair a round, and a block's pairs follow each other in the order of the rounds. Workers take
+// the next task of that one list, and wait until both of its blocks have finished the round before:
+// no barrier between rounds, no atomics on sums, no copy a thread. Whoever holds a task waits only
+// for earlier ones, which somebody is already running, so one thread alone never waits.
+template <class Prepare, class Pair, class Finish>
+void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
+  const int64_t size = block_rows(n), blocks = (n + size - 1) / size, slots = blocks / 2 + 1;
+  const int64_t padded_n = (n + kTile - 1) / kTile * kTile;
+  const auto rows = [&](int64_t block) {
+    return Rows{block * size, std::min((block + 1) * size, padded_n)};
+  };
+  std::atomic<int64_t> next{0};
+  std::vector<std::atomic<int64_t>> rounds(blocks);  // rounds a block has behind it
+  for (auto& round : rounds) round.store(-1, std::memory_order_relaxed);
+  const auto wait = [&](int64_t block, int64_t round) {
+    for (int spins = 0; rounds[block].load(std::memory_order_acquire) != round; ++spins)
+      if (spins > 1000) sched_yield();
+  };
+  const auto advance = [&](int64_t block, int64_t round) {
+    if (round == blocks) finish(rows(block));
+    rounds[block].store(round, std::memory_order_release);
+  };
+  parallel(slots, [&](int64_t worker, int64_t) {
+    for (;;) {
+      const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
+      if (task < blocks) {
+        prepare(rows(task));
+        rounds[task].store(0, std::memory_order_release);
+        continue;
+      }
+      const int64_t round = (task - blocks) / slots, slot = (task - blocks) % slots;
+      if (round >= blocks) return;
+      // Pairs I <= J with I + J = round, then those with I + J = round + blocks.
+      const int64_t first = slot <= round / 2 ? slot : slot + (round + 1) / 2;
+      const int64_t second = slot <= round / 2 ? round - first : round + blocks - first;
+      if (first > second) continue;
+      wait(first, round);
+      wait(second, round);
+      pair(rows(first), rows(second), worker);
+      advance(first, round + 1);
+      if (second != first) advance(second, round + 1);
+    }
+  });
+}
+
+}  // namespace arec::cpu

@@ -1,0 +1,129 @@
+// Vectors of one instruction set. A vector class `V` has
+//   Scalar, Reg, Mask, kLanes, and the static functions below; `+ - *` work on Reg, `& | ~` on Mask.
+//   kPack: numbers a lane of a packed operand holds (1; 2 where a lane is a pair of bfloat16).
+//   kPanelVectors: vectors in one row of the register tile (see product.h).
+// Everything here has internal linkage: each instruction set keeps its own copy.
+#pragma once
+#include <stdint.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// The compiler's vector extension: SSE2, AVX2, NEON, whatever the flags of this source allow.
+template <class T, class Int, int lanes>
+struct Generic {
+  using Scalar = T;
+  typedef T Reg __attribute__((vector_size(lanes * sizeof(T))));
+  typedef Int Mask __attribute__((vector_size(lanes * sizeof(T))));  // all bits of a lane set: true
+  static constexpr int kLanes = lanes;
+  static constexpr int kPack = 1;
+  static constexpr int kPanelVectors = 2;
+
+  static Reg load(const T* p) { Reg x; __builtin_memcpy(&x, p, sizeof x); return x; }
+  static void store(T* p, Reg x) { __builtin_memcpy(p, &x, sizeof x); }
+  static Reg broadcast(T x) { return Reg{} + x; }
+  static Reg iota(T start) {
+    Reg x;
+    for (int lane = 0; lane < lanes; ++lane) x[lane] = start + T(lane);
+    return x;
+  }
+  static Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
+  static Mask greater(Reg a, Reg b) { return a > b; }  // false for NaN
+  static Mask equal(Reg a, Reg b) { return a == b; }   // false for NaN
+  static Reg add_where(Mask m, Reg a, Reg b) { return a + zero_unless(m, b); }
+  static Reg zero_unless(Mask m, Reg a) { return (Reg)((Mask)a & m); }
+  static Reg select(Mask m, Reg a, Reg b) { return m ? a : b; }
+  static Reg max(Reg a, Reg b) { return a > b ? a : b; }  // b where either is NaN
+  static Reg abs(Reg a) { return a < 0 ? -a : a; }
+  static T sum(Reg x) {
+    T total = 0;
+    for (int lane = 0; lane < lanes; ++lane) total += x[lane];
+    return total;
+  }
+  static T maximum(Reg x) {
+    T best = x[0];
+    for (int lane = 1; lane < lanes; ++lane) best = x[lane] > best ? x[lane] : best;
+    return best;
+  }
+  // p * 2^n, where the low bits of `n` (a float holding 1.5 * 2^23 + n) are the integer n.
+  static Reg scale_by_power(Reg p, Reg n) { return (Reg)((Mask)p + ((Mask)n << 23)); }
+  static void store_int(int32_t* p, Reg x) {  // towards zero
+    for (int lane = 0; lane < lanes; ++lane) p[lane] = int32_t(x[lane]);
+  }
+};
+
+#if defined(__AVX512F__)
+struct Avx512 {
+  using Scalar = float;
+  using Reg = __m512;
+  using Mask = __mmask16;
+  static constexpr int kLanes = 16;
+  static constexpr int kPack = 1;
+  static constexpr int kPanelVectors = 4;
+
+  static Reg load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
+  static Reg broadcast(float x) { return _mm512_set1_ps(x); }
+  static Reg iota(float start) {
+    return _mm512_set1_ps(start) +
+           _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+  static Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static Mask equal(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  static Reg add_where(Mask m, Reg a, Reg b) { return _mm512_mask_add_ps(a, m, a, b); }
+  static Reg zero_unless(Mask m, Reg a) { return _mm512_maskz_mov_ps(m, a); }
+  static Reg select(Mask m, Reg a, Reg b) { return _mm512_mask_blend_ps(m, b, a); }
+  static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+  static Reg abs(Reg a) { return _mm512_abs_ps(a); }
+  static float sum(Reg x) { return _mm512_reduce_add_ps(x); }
+  static float maximum(Reg x) { return _mm512_reduce_max_ps(x); }
+  static Reg scale_by_power(Reg p, Reg n) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(
+        _mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
+  }
+  static void store_int(int32_t* p, Reg x) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(x)); }
+};
+#endif
+
+#if defined(__AVX512BF16__)
+// Operands are pairs of bfloat16, sums are float: two products a lane and instruction.
+struct Avx512Bf16 : Avx512 {
+  static constexpr int kPack = 2;
+  static Reg multiply_add(Reg a, Reg b, Reg c) {
+    return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+  }
+};
+#endif
+
+// 2^x to 2 ulp for -126 <= x < 128; NaN stays NaN. 2^x = 2^n 2^f with n = round(x), |f| <= 1/2;
+// adding 1.5 * 2^23 rounds to the integer n and leaves it in the low bits. The polynomial
+// minimises the error in ulp with the constant term fixed, so that 2^0 is exactly 1.
+template <class V>
+inline typename V::Reg exp2(typename V::Reg x) {
+  if constexpr (sizeof(typename V::Scalar) == 8) {
+    for (int lane = 0; lane < V::kLanes; ++lane) x[lane] = __builtin_exp2(x[lane]);
+    return x;
+  } else {
+    const auto round = V::broadcast(12582912.0f);
+    const auto n = x + round;
+    const auto f = x - (n - round);
+    auto p = 0.00132257072f * f + 0.00967176259f;
+    p = p * f + 0.0555089153f;
+    p = p * f + 0.240222365f;
+    p = p * f + 0.693146825f;
+    p = p * f + 1.0f;
+    return V::scale_by_power(p, n);
+  }
+}
+
+// The same for any x: what is below the smallest normal number is 2^-126.
+template <class V>
+inline typename V::Reg exp2_any(typename V::Reg x) {
+  if constexpr (sizeof(typename V::Scalar) == 8) return exp2<V>(x);
+  return exp2<V>(V::max(V::broadcast(-126), x));
+}
+
+}  // namespace

@@ -1,0 +1,104 @@
+// Which pairs of a tile count, for every kernel.
+#pragma once
+#include <type_traits>
+
+#include "product.h"
+
+namespace {
+
+using namespace arec::cpu;
+
+// A square tile of similarities: rows [row, row + kTile), columns likewise, row <= column.
+template <class T>
+struct Tile {
+  int64_t row, column;
+  bool partners;  // some partners meet in it
+  bool masked;    // not every pair of it is a pair of candidates
+};
+
+template <class T>
+inline Tile<T> make_tile(const Embeddings<T>& z, const T* group, int64_t row, int64_t column) {
+  const int64_t diagonal = column - row - z.partner;
+  const bool partners = z.partner > 0 && -kTile < diagonal && diagonal < kTile;
+  return {row, column, partners,
+          partners || group || row == column || column + kTile > z.n};
+}
+
+// Every tile of the two ranges, above and on the diagonal, rows first.
+template <class T, class F>
+inline void for_each_tile(const Embeddings<T>& z, const T* group, Rows rows, Rows columns, F f) {
+  for (int64_t row = rows.begin; row < rows.end; row += kTile)
+    for (int64_t column = rows.begin == columns.begin ? row : columns.begin; column < columns.end;
+         column += kTile)
+      f(make_tile(z, group, row, column));
+}
+
+// f(std::true_type or std::false_type): `masked` as a compile-time constant.
+template <class F>
+inline void with_mask(bool masked, F f) {
+  if (masked) f(std::true_type{});
+  else f(std::false_type{});
+}
+
+// The candidates j of one row i among the columns of a tile, each unordered pair once.
+template <class V>
+struct CandidateRow {
+  using T = typename V::Scalar;
+  T first, end, partner, group;  // columns count from the tile's first
+  const T* groups;               // of the columns; null where there are none
+
+  CandidateRow(const Embeddings<T>& z, const T* group_of_row, const Tile<T>& tile, int64_t i)
+      : first(T(i >= z.n ? kTile : tile.row == tile.column ? i - tile.row : -1)),
+        end(T(z.n - tile.column < kTile ? z.n - tile.column : kTile)),
+        partner(T(kTile)),
+        group(group_of_row ? group_of_row[i] : 0),
+        groups(group_of_row ? group_of_row + tile.column : nullptr) {
+    const int64_t p = (i < z.partner ? i + z.partner : i - z.partner) - tile.column;
+    if (z.partner > 0 && p >= 0 && p < kTile) partner = T(p);
+  }
+
+  typename V::Mask operator()(int column) const {
+    const auto j = V::iota(T(column));
+    auto mask = V::greater(j, V::broadcast(first)) & V::greater(V::broadcast(end), j) &
+                ~V::equal(j, V::broadcast(partner));
+    if (groups) mask = mask & ~V::equal(V::load(groups + column), V::broadcast(group));
+    return mask;
+  }
+};
+
+// f(row, its similarity with its partner) for the partners i < p(i) that meet in the tile.
+// `s` is the tile (kTile, kTile).
+template <class T, class F>
+inline void for_each_partner(const Embeddings<T>& z, const Tile<T>& tile, F f) {
+  if (!tile.partners) return;
+  for (int64_t r = 0; r < kTile; ++r) {
+    const int64_t i = tile.row + r, c = i + z.partner - tile.column;
+    if (i < z.partner && c >= 0 && c < kTile) f(i, i + z.partner, r * kTile + c);
+  }
+}
+
+template <class V>
+inline void similarity_tile(const Embeddings<typename V::Scalar>& z,
+                            const Tile<typename V::Scalar>& tile, typename V::Scalar* s) {
+  for (int64_t c = 0; c < kTile; c += kPanel<V>)
+    for (int64_t r = 0; r < kTile; r += kGroup)
+      similarities<V>(z, tile.row + r, tile.column + c, s + r * kTile + c, kTile);
+}
+
+// exp(s / tau) in the scale of row i and of the columns j; one exponential where they share it.
+template <class V, bool own_shift>
+struct Exponentials {
+  using T = typename V::Scalar;
+  typename V::Reg row, column;
+  Exponentials(typename V::Reg s, T scale, T row_shift, const T* column_shifts) {
+    const auto x = V::broadcast(scale);
+    if constexpr (own_shift) {
+      row = exp2_any<V>(s * x - V::broadcast(row_shift));
+      column = exp2_any<V>(s * x - V::load(column_shifts));
+    } else {
+      row = column = exp2<V>(s * x - x);
+    }
+  }
+};
+
+}  // namespace

@@ -1,0 +1,76 @@
+"""Builds arec_kernels._C; everything else about the package is in pyproject.toml.
+
+The CPU kernels are one source compiled once for each instruction set. Without a C++ compiler the
+package installs without the extension and runs on the PyTorch reference.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+try:
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ImportError:
+    sys.exit("arec: building needs torch: pip install 'torch>=2.10,<2.14', or leave build isolation on")
+
+TORCH_FLOOR = (2, 10)
+TORCH_TARGET = "0x020a000000000000"  # the stable ABI of TORCH_FLOOR
+CPU = Path("csrc/cpu")
+KERNELS = CPU / "kernels.cpp"
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
+          "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # gcc 12's own AVX-512 header
+INSTRUCTION_SETS = {"portable": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+
+if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH_FLOOR:
+    sys.exit(f"arec: expected torch >= {'.'.join(map(str, TORCH_FLOOR))}, found {torch.__version__}")
+
+
+class Build(BuildExtension):
+    """Adds the kernels, which torch's BuildExtension could compile with one list of flags only."""
+
+    def build_extension(self, extension):
+        for name, flags in INSTRUCTION_SETS.items():
+            extension.extra_objects += self.compiler.compile(
+                [str(KERNELS)],
+                output_dir=str(Path(self.build_temp) / name),
+                include_dirs=extension.include_dirs,
+                depends=extension.depends,
+                extra_postargs=[*extension.extra_compile_args["cxx"], "-fno-math-errno",
+                                f"-DAREC_ISA={name}", *flags],
+            )
+        super().build_extension(extension)
+
+
+def extensions() -> list:
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if not shutil.which(compiler):
+        print(f"arec: no C++ compiler ({compiler}): installing without the compiled kernels; "
+              "arec_kernels will run on its PyTorch reference", file=sys.stderr)
+        return []
+    return [
+        CppExtension(
+            "arec_kernels._C",
+            ["csrc/library.cpp", *(str(path) for path in sorted(CPU.glob("*.cpp")) if path != KERNELS)],
+            depends=[str(path) for path in sorted(CPU.glob("*.h"))],
+            extra_compile_args={"cxx": ["-O3", "-std=c++17", "-fvisibility=hidden",
+                                        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]},
+            py_limited_api=True,
+        )
+    ]
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": Build},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
