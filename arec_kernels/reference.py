@@ -68,39 +68,39 @@ def adaptive_info_nce(
     outside[row, partner] = False
     log_d = s.masked_fill(outside, -math.inf).div_(temperature).logsumexp(dim=1)
 
-    s_partner = s[row, partner]
-    s_positives = torch.where(above, s, 0.0).sum(dim=1)
+    logit_partner = s[row, partner] / temperature
+    logit_positives = torch.where(above, s, 0.0).sum(dim=1) / temperature
     count = m.to(s.dtype)
     if threshold_grad is not None:
         # The indicator of M+ is q = hard + soft - soft.detach(): the hard one's value, the soft
         # one's gradient to k. Only the terms with soft are added here; their value is zero.
         soft = torch.sigmoid((s.detach() - k[:, None]) / threshold_grad)
         q = torch.where(candidate, soft - soft.detach(), 0.0)
-        s_candidates = torch.where(candidate, s, 0.0)
+        logits = torch.where(candidate, s, 0.0) / temperature
         if denominator == "negatives":
-            share = _bounded_exp(s_candidates / temperature - log_d[:, None])
+            share = _bounded_exp(logits - log_d[:, None])
             log_d = log_d + torch.log1p(-(q * share).sum(dim=1))
         q = torch.where(m[:, None] > 0, q, 0.0)  # the branch m_i > 0 goes by the hard count
-        s_positives = s_positives + (q * s_candidates).sum(dim=1)
+        logit_positives = logit_positives + (q * logits).sum(dim=1)
         count = count + q.sum(dim=1)
 
     alpha = partner_weight
     if not positives:  # Eq. 8
-        loss = log_d - s_partner / temperature
+        loss = log_d - logit_partner
         m = torch.zeros_like(m)
     elif weighting == "printed":  # Eq. 9, with the weights inside the logarithm
         loss = (
             (1 + count) * log_d
-            - (s_partner + s_positives) / temperature
+            - (logit_partner + logit_positives)
             - math.log(alpha)
             - count * torch.log((1 - alpha) / count.clamp_min(1))
         )
     else:  # Eq. 9, with the weights of the labels before the logarithm
         alone = 1.0 if weighting == "label" else alpha  # the partner's weight where M+ is empty
-        w_partner = torch.where(m > 0, alpha, alone).to(s.dtype)
-        w_total = torch.where(m > 0, 1.0, alone).to(s.dtype)
+        w_partner = torch.full_like(log_d, alone).masked_fill(m > 0, alpha)
+        w_total = torch.full_like(log_d, alone).masked_fill(m > 0, 1.0)
         w_positive = (1 - alpha) / count.clamp_min(1)
-        loss = w_total * log_d - (w_partner * s_partner + w_positive * s_positives) / temperature
+        loss = w_total * log_d - (w_partner * logit_partner + w_positive * logit_positives)
 
     loss = reduce(loss.masked_fill(k.isnan(), math.nan), reduction)
     if histogram_bins is None:

@@ -205,6 +205,8 @@ class InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
+        if grad_loss is None:
+            return (None,) * 11
         threshold_grad = ctx.threshold_grad if ctx.needs_input_grad[2] else 0.0
         # Grad mode is on here only under create_graph=True.
         backward = InfoNCEBackward.apply if torch.is_grad_enabled() else _backward

@@ -82,7 +82,7 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
     const bool finite = norm.scaled < __builtin_inf();  // false for NaN
     z.inverse_norm[i] = finite ? factor * norm.scale : __builtin_nan("");
     const auto unit = [&](int64_t d) {
-      if (d >= z.dim || factor == 0) return T(0);
+      if (d >= z.dim || (factor == 0 && finite)) return T(0);  // infinite rows are NaN, not zero
       return finite ? E::round(T(E::load(z.z, i * z.dim + d) * norm.scale * factor))
                     : T(__builtin_nan(""));
     };

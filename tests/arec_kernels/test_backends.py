@@ -1,0 +1,230 @@
+"""Every compiled backend against the float64 oracle: shapes, types, options, repeats."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import INTERPRETED, needs_cpp
+from correctness import (
+    MARGINS,
+    OPTIONS,
+    assert_correct,
+    clear_thresholds,
+    make_groups,
+    make_rows,
+    run,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from arec_kernels import adaptive_info_nce, reference
+
+DEFAULTS = {"temperature": 0.2}
+
+
+def skip_if_slow(backend: str, n: int) -> None:
+    if backend == "triton" and INTERPRETED and n > 40:
+        pytest.skip("minutes under the interpreter")
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("threshold_grad", [None, 0.1])
+@pytest.mark.parametrize("temperature", [1.0, 0.02])  # one shift for all rows, and one for each
+def test_every_combination(compiled, device, options, grouped, threshold_grad, temperature) -> None:
+    z = make_rows(38, 19, device=device)
+    groups = make_groups(38, device) if grouped else None
+    assert_correct(z, clear_thresholds(z, groups), compiled, groups=groups, partner_weight=0.3,
+                   temperature=temperature, threshold_grad=threshold_grad, histogram_bins=11,
+                   **options)
+
+
+@pytest.mark.parametrize(
+    ("n", "d"),
+    [
+        (2, 1),  # only partners: no candidates
+        (4, 1),  # similarities of exactly 1 and -1
+        (6, 300),  # few rows, many columns
+        (14, 5),
+        (16, 16),  # whole vectors
+        (34, 33),  # one past
+        (62, 64),
+        (64, 63),
+        (66, 65),
+        (130, 17),
+        (254, 100),
+        (258, 128),
+        (514, 64),
+        (770, 31),
+        (1000, 300),  # no multiple of anything
+    ],
+)
+def test_shapes(compiled: str, device: str, n: int, d: int) -> None:
+    skip_if_slow(compiled, n)
+    z = make_rows(n, d, device=device)
+    groups = make_groups(n, device)
+    assert_correct(z, clear_thresholds(z, groups), compiled, groups=groups, threshold_grad=0.1,
+                   histogram_bins=64, **DEFAULTS)
+
+
+@pytest.mark.parametrize("temperature", [2.0, 0.07, 0.025, 0.0249, 0.01, 1e-3])
+@pytest.mark.parametrize("denominator", ["negatives", "all"])
+@pytest.mark.parametrize("n", [10, 150])
+def test_temperatures(compiled, device, temperature, denominator, n) -> None:
+    skip_if_slow(compiled, n)
+    z = make_rows(n, 24, device=device)
+    assert_correct(z, clear_thresholds(z), compiled, temperature=temperature,
+                   denominator=denominator)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 1e-3])
+def test_aligned_views_cancel(compiled: str, device: str, temperature: float) -> None:
+    z = make_rows(40, 16, device=device)
+    z[20:] = z[:20] * (1 + 1e-6)
+    assert_correct(z, clear_thresholds(z), compiled, temperature=temperature)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "d"), [(6, 3), (66, 40), (200, 64)])
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_half_precision(compiled, device, dtype, n, d, temperature) -> None:
+    skip_if_slow(compiled, n)
+    z = make_rows(n, d, dtype, device=device)
+    assert_correct(z, clear_thresholds(z), compiled, temperature=temperature)
+
+
+@needs_cpp
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_float64(options: dict) -> None:
+    z = make_rows(30, 7, torch.float64)
+    groups = make_groups(30)
+    k = clear_thresholds(z, groups)
+    options = options | {"groups": groups, "temperature": 0.3, "threshold_grad": 0.2}
+    result = run(adaptive_info_nce, z, k, z.dtype, backend="cpp", **options)
+    exact = run(reference.adaptive_info_nce, z, k, z.dtype, **options)
+    torch.testing.assert_close(result[:3], exact[:3], rtol=1e-10, atol=1e-12)
+
+
+@needs_cpp
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_derivatives_in_float64(options: dict) -> None:
+    z = make_rows(6, 3, torch.float64)
+    k = clear_thresholds(z)
+    assert torch.autograd.gradcheck(
+        lambda z: adaptive_info_nce(z, k, temperature=0.4, reduction="none", backend="cpp",
+                                    **options),
+        z.requires_grad_(),
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[
+    HealthCheck.function_scoped_fixture
+])
+@given(
+    half=st.integers(1, 60), d=st.integers(1, 70), seed=st.integers(0, 9999),
+    temperature=st.floats(1e-3, 3), alpha=st.floats(0.01, 0.99), options=st.sampled_from(OPTIONS),
+    width=st.none() | st.floats(0.02, 1), grouped=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_anywhere(
+    compiled, device, half, d, seed, temperature, alpha, options, width, grouped, dtype
+) -> None:
+    n = 2 * (half % 20 + 1 if compiled == "triton" and INTERPRETED else half)
+    z = make_rows(n, d, dtype, seed, device)
+    groups = make_groups(n, device) if grouped else None
+    if temperature < 0.05:
+        width = None  # the share of an excluded candidate, e^((s - s') / temperature), may overflow
+    assert_correct(z, clear_thresholds(z, groups, seed), compiled, groups=groups,
+                   temperature=temperature, partner_weight=alpha, threshold_grad=width, **options)
+
+
+def test_rows_of_any_magnitude(compiled: str, device: str) -> None:
+    z = make_rows(40, 5, device=device)
+    z[1] *= 1e30
+    z[2] *= 1e-10
+    z[3] = 0
+    z[24] = 1e-13
+    k = clear_thresholds(z)
+    z[5, 0], z[5, 1] = 3e38, -3e38  # the square overflows, and so does the norm
+    k[:] = 0.5 * k.clamp(-1, 1)
+    s = reference.cosine_similarities(z.double())
+    k = torch.where(((s - k[:, None].double()).abs() < MARGINS[z.dtype]).any(dim=1), 2.0, k)
+    result = run(adaptive_info_nce, z, k, z.dtype, backend=compiled, **DEFAULTS)
+    exact = run(reference.adaptive_info_nce, z, k, torch.float64, **DEFAULTS)
+    torch.testing.assert_close(result.loss, exact.loss, rtol=1e-5, atol=1e-5)
+    assert result.grad_z[[3, 24]].eq(0).all()
+    # Row by row: the gradients of tiny rows are larger than all others together.
+    error = (result.grad_z - exact.grad_z).norm(dim=1)
+    assert (error <= 1e-4 * exact.grad_z.norm(dim=1) + 1e-43).all()
+
+
+def test_all_rows_zero(compiled: str, device: str) -> None:
+    z = torch.zeros(12, 4, device=device)
+    result = run(adaptive_info_nce, z, torch.full((12,), 0.5, device=device), z.dtype,
+                 backend=compiled)
+    assert torch.allclose(result.loss, torch.full_like(result.loss, math.log(11)))
+    assert result.grad_z.eq(0).all()
+
+
+def test_input_of_any_strides(compiled: str, device: str) -> None:
+    z = make_rows(34, 6, device=device)
+    k = clear_thresholds(z)
+    options = {"threshold_grad": 0.1, "backend": compiled, "reduction": "none"}
+
+    def differentiate(z, k):
+        z, k = z.requires_grad_(), k.requires_grad_()
+        loss = adaptive_info_nce(z, k, **options)
+        return loss, *torch.autograd.grad(loss.sum(), (z, k))
+
+    expected = differentiate(z.clone(), k.clone())
+    for strided in (z.T.contiguous().T, z.repeat(1, 2)[:, :6], z.repeat_interleave(3, 1)[:, ::3]):
+        result = differentiate(strided.detach(), k.repeat_interleave(2)[::2].detach())
+        assert all(torch.equal(a, b) for a, b in zip(expected, result, strict=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.01])
+def test_repeats_and_thread_counts_give_the_same_bits(compiled, device, temperature) -> None:
+    n = 40 if compiled == "triton" and INTERPRETED else 250
+    z = make_rows(n, 37, device=device)
+    k = clear_thresholds(z)
+    options = {"temperature": temperature, "threshold_grad": 0.1, "histogram_bins": 9}
+    threads = torch.get_num_threads()
+    repeats = 3 if INTERPRETED else 1000
+    try:
+        first = run(adaptive_info_nce, z, k, z.dtype, backend=compiled, **options)
+        for repeat in range(repeats):
+            torch.set_num_threads(1 + repeat % 3)
+            again = run(adaptive_info_nce, z, k, z.dtype, backend=compiled, **options)
+            for a, b in zip((*first[:3], *first.stats), (*again[:3], *again.stats), strict=True):
+                assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_tie_is_a_negative(compiled: str, device: str) -> None:
+    z = torch.eye(4, device=device).repeat(10, 1)  # similarities of exactly 0 and 1
+    for threshold, positives in ((1.0, 0), (0.0, 8), (-0.5, 38)):
+        k = torch.full((40,), threshold, device=device)
+        result = assert_correct(z, k, compiled, histogram_bins=2)
+        assert result.stats.positives.eq(positives).all()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_forward_and_backward_decide_alike_at_ties(compiled: str, device: str, seed: int) -> None:
+    """Each threshold is a similarity in float32: either side is right, two different ones are not."""
+    z = make_rows(30, 37, seed=seed, device=device)
+    s = reference.cosine_similarities(z)
+    k = s.gather(1, (torch.arange(30, device=device)[:, None] + 7) % 30).squeeze(1)
+
+    def run_at(op, k, dtype, **backend):
+        return run(op, z, k, dtype, histogram_bins=1, weighting="printed", **backend)
+
+    result = run_at(adaptive_info_nce, k, z.dtype, backend=compiled)
+    below, above = k.double() - 5e-6, k.double() + 5e-6
+    counts = run_at(reference.adaptive_info_nce, below, torch.float64).stats.positives
+    side = torch.where(result.stats.positives == counts, below, above)
+    exact = run_at(reference.adaptive_info_nce, side, torch.float64)
+    assert torch.equal(result.stats.positives, exact.stats.positives)
+    assert (result.grad_z - exact.grad_z).norm() <= 1e-5 * exact.grad_z.norm()

@@ -1,0 +1,238 @@
+"""The public loss: arguments, edges that every backend shares, known special cases."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import needs_cpp
+from correctness import OPTIONS, make_groups, make_rows
+from torch.nn import functional as F
+
+from arec_kernels import AdaptiveInfoNCE, InfoNCEStats, adaptive_info_nce, reference
+from arec_kernels.registration import IMPLEMENTED
+
+Z = make_rows(8, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"z": [[1.0]]}, "z: expected a matrix .* got list"),
+        ({"z": torch.zeros(4)}, r"z: expected a matrix .* got shape \(4,\)"),
+        ({"z": torch.zeros(0, 3)}, r"z: expected a matrix .* got shape \(0, 3\)"),
+        ({"z": torch.zeros(4, 0)}, r"z: expected a matrix .* got shape \(4, 0\)"),
+        ({"z": torch.zeros(5, 3)}, "z: expected an even number of rows .* got 5"),
+        ({"z": torch.zeros(4, 3, dtype=torch.int64)}, "z: expected float32.* got torch.int64"),
+        ({"threshold": "high"}, "threshold: expected a number or a tensor, got str"),
+        ({"threshold": torch.zeros(5)}, r"threshold: expected shape \(8,\) or \(4,\)"),
+        ({"threshold": torch.zeros(8, 1)}, r"threshold: expected shape .* got \(8, 1\)"),
+        ({"threshold": torch.zeros(8, dtype=torch.int32)}, "threshold: expected a float type"),
+        ({"threshold": torch.zeros(8, device="meta")}, "threshold: expected device cpu"),
+        ({"temperature": 0.0}, "temperature: expected a finite number > 0, got 0.0"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"temperature": torch.tensor(1.0)}, "temperature"),
+        ({"groups": [1] * 8}, "groups: expected an integer tensor, got list"),
+        ({"groups": torch.zeros(8)}, "groups: expected an integer tensor, got torch.float32"),
+        ({"groups": torch.zeros(7, dtype=torch.int64)}, r"groups: expected shape \(8,\) or \(4,\)"),
+        ({"groups": torch.tensor(1)}, "groups: expected shape"),
+        ({"partner_weight": 0.0}, r"partner_weight: expected a number in \(0, 1\]"),
+        ({"partner_weight": 1.1}, "partner_weight"),
+        ({"partner_weight": 1, "weighting": "printed"}, "partner_weight: expected a number < 1"),
+        ({"denominator": "both"}, "denominator: expected one of .* got 'both'"),
+        ({"weighting": "labels"}, "weighting: expected one of .* got 'labels'"),
+        ({"threshold_grad": 0.0}, "threshold_grad: expected None or a finite width > 0"),
+        ({"threshold_grad": math.inf}, "threshold_grad"),
+        ({"histogram_bins": 0}, "histogram_bins: expected an integer >= 1, got 0"),
+        ({"histogram_bins": 2.0}, "histogram_bins"),
+        ({"reduction": "max"}, "reduction: expected one of .* got 'max'"),
+    ],
+)
+def test_bad_arguments(backend: str, change: dict, message: str) -> None:
+    arguments = {"z": Z, "threshold": 0.1} | change
+    with pytest.raises(ValueError, match=message):
+        adaptive_info_nce(**arguments, backend=backend)
+    with pytest.raises(ValueError, match=message):
+        reference.adaptive_info_nce(**arguments)
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match="backend: expected None, 'reference' or one of"):
+        adaptive_info_nce(Z, 0.1, backend="tpu")
+
+
+def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    for backend in ("cuda", "triton"):
+        with pytest.raises(RuntimeError, match=f"backend '{backend}' cannot run here: "):
+            adaptive_info_nce(Z, 0.1, backend=backend)
+
+
+@needs_cpp
+def test_cpp_takes_cpu_tensors_only() -> None:
+    with pytest.raises(RuntimeError, match="'cpp' cannot run here: it does not take .* on meta"):
+        adaptive_info_nce(torch.zeros(4, 3, device="meta"), 0.1, backend="cpp")
+
+
+def test_default_backend() -> None:
+    expected = "cpp" if ("cpp", "cpu") in IMPLEMENTED else "reference"
+    assert torch.equal(adaptive_info_nce(Z, 0.1), adaptive_info_nce(Z, 0.1, backend=expected))
+
+
+def test_reductions(backend: str, device: str) -> None:
+    z = Z.to(device)
+    rows = adaptive_info_nce(z, 0.1, reduction="none", backend=backend)
+    assert rows.shape == (8,) and rows.dtype is torch.float32
+    for reduction in ("mean", "sum"):
+        loss = adaptive_info_nce(z, 0.1, reduction=reduction, backend=backend)
+        torch.testing.assert_close(loss, getattr(rows, reduction)())
+
+
+@pytest.mark.parametrize("value", [0.1, torch.tensor(0.1), torch.full((4,), 0.1),
+                                   torch.full((8,), 0.1).double()])
+def test_threshold_shapes(backend: str, device: str, value: torch.Tensor | float) -> None:
+    z = Z.to(device)
+    expected = adaptive_info_nce(z, torch.full((8,), 0.1, device=device), backend=backend)
+    if isinstance(value, torch.Tensor):
+        value = value.to(device)
+    assert torch.equal(adaptive_info_nce(z, value, backend=backend), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (8,)])
+def test_threshold_gradient_has_the_thresholds_shape(backend: str, device: str, shape) -> None:
+    def gradient(value: torch.Tensor) -> torch.Tensor:
+        loss = adaptive_info_nce(Z.to(device), value, threshold_grad=0.2, backend=backend)
+        return torch.autograd.grad(loss, value)[0]
+
+    rows = gradient(torch.full((8,), 0.13, device=device, requires_grad=True))
+    value = gradient(torch.full(shape, 0.13, device=device, requires_grad=True))
+    folded = rows if shape == (8,) else rows.view(2, 4).sum(0) if shape else rows.sum()
+    assert rows.ne(0).any()
+    torch.testing.assert_close(value, folded, rtol=1e-5, atol=1e-6)
+
+
+def test_no_threshold_gradient_without_a_width(backend: str, device: str) -> None:
+    z = Z.detach().to(device).requires_grad_()
+    k = torch.full((8,), 0.1, device=device, requires_grad=True)
+    adaptive_info_nce(z, k, backend=backend).backward()
+    assert z.grad is not None and k.grad is None
+
+
+def test_groups_of_sequences_are_those_of_both_views(backend: str, device: str) -> None:
+    z, groups = Z.to(device), torch.tensor([0, -1, 0, 5], device=device)
+    loss = adaptive_info_nce(z, 0.1, groups=groups.to(torch.int32), backend=backend)
+    assert torch.equal(loss, adaptive_info_nce(z, 0.1, groups=groups.repeat(2), backend=backend))
+    assert not torch.equal(loss, adaptive_info_nce(z, 0.1, backend=backend))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.07, 0.01])
+def test_infinite_threshold_is_nt_xent(backend: str, device: str, temperature: float) -> None:
+    z = make_rows(30, 8, device=device)
+    logits = F.normalize(z.double()) @ F.normalize(z.double()).T / temperature
+    target = torch.arange(30, device=device).roll(15)
+    expected = F.cross_entropy(logits.fill_diagonal_(-math.inf), target)
+    for weighting in ("label", "label-unnormalised", "printed"):
+        loss = adaptive_info_nce(z, math.inf, positives=False, temperature=temperature,
+                                 weighting=weighting, backend=backend)
+        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6 / temperature)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("n", [2, 20])
+def test_rows_without_candidates(backend: str, device: str, options: dict, n: int) -> None:
+    z = make_rows(n, 6, device=device).requires_grad_()
+    groups = torch.zeros(n, dtype=torch.int64, device=device) if n > 2 else None
+    loss = adaptive_info_nce(z, 0.1, groups=groups, temperature=0.07, partner_weight=0.3,
+                             reduction="none", backend=backend, **options)
+    printed = options["positives"] and options["weighting"] == "printed"
+    if printed:
+        torch.testing.assert_close(loss, torch.full_like(loss, -math.log(0.3)))
+    else:
+        assert loss.eq(0).all()
+    loss.sum().backward()
+    assert z.grad.abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "options", [{}, {"temperature": 0.01}, {"denominator": "all"}, {"weighting": "printed"},
+                {"positives": False}, {"threshold_grad": 0.1}]
+)
+def test_not_a_number_in_a_row(backend: str, device: str, value: float, options: dict) -> None:
+    z = make_rows(40, 5, device=device)
+    z[3, 2] = value
+    groups = torch.full((40,), -1, device=device)
+    groups[[3, 8]] = 1  # row 8 does not see row 3
+    loss, stats = adaptive_info_nce(z, 0.2, groups=groups, reduction="none", histogram_bins=6,
+                                    backend=backend, **options)
+    assert loss.isnan().tolist() == [i != 8 for i in range(40)]
+    pairs = reference.candidates(z, groups)
+    pairs[3], pairs[:, 3] = False, False
+    assert stats.histogram.sum() == pairs.sum()  # the others
+
+
+def test_not_a_number_without_candidates(backend: str, device: str) -> None:
+    z = torch.tensor([[math.nan, 1.0], [1.0, 1.0]], device=device)
+    assert adaptive_info_nce(z, 0.2, reduction="none", backend=backend).isnan().all()
+
+
+@pytest.mark.parametrize("positives", [True, False])
+def test_not_a_number_in_the_threshold(backend: str, device: str, positives: bool) -> None:
+    k = torch.full((40,), 0.2, device=device)
+    k[5] = math.nan
+    loss = adaptive_info_nce(make_rows(40, 5, device=device), k, positives=positives,
+                             reduction="none", backend=backend)
+    assert loss.isnan().nonzero().flatten().tolist() == [5]
+    assert adaptive_info_nce(Z.to(device), math.nan, backend=backend).isnan()
+
+
+@pytest.mark.parametrize("threshold", [math.inf, -math.inf])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_no_positives_or_no_negatives_anywhere(backend, device, threshold, options) -> None:
+    z = make_rows(12, 4, device=device)
+    loss = adaptive_info_nce(z, threshold, threshold_grad=0.1, backend=backend, **options)
+    exact = reference.adaptive_info_nce(z.double(), threshold, **options)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-6)
+
+
+def test_statistics(backend: str, device: str) -> None:
+    z = make_rows(20, 4, device=device)
+    groups = make_groups(20, device)
+    loss, stats = adaptive_info_nce(z, 0.1, groups=groups, histogram_bins=8, backend=backend)
+    assert isinstance(stats, InfoNCEStats) and loss.dim() == 0
+    exact = reference.adaptive_info_nce(z.double(), 0.1, groups=groups, histogram_bins=8)[1]
+    assert stats.positives.dtype is torch.int64
+    assert torch.equal(stats.positives, exact.positives)
+    assert torch.equal(stats.histogram, exact.histogram)
+    _, stats = adaptive_info_nce(z, 0.1, positives=False, histogram_bins=8, backend=backend)
+    assert stats.positives.eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_types(backend: str, device: str, dtype: torch.dtype) -> None:
+    z = Z.detach().to(device, dtype).requires_grad_()
+    loss = adaptive_info_nce(z, 0.1, backend=backend)
+    loss.backward()
+    assert loss.dtype is torch.float32 and z.grad.dtype is dtype
+
+
+def test_autocast_changes_nothing(backend: str, device: str) -> None:
+    z = make_rows(20, 6, device=device).requires_grad_()
+    expected = adaptive_info_nce(z, 0.1, temperature=0.1, backend=backend)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        loss = adaptive_info_nce(z, 0.1, temperature=0.1, backend=backend)
+    assert torch.equal(loss, expected)
+    assert torch.equal(torch.autograd.grad(loss, z)[0], torch.autograd.grad(expected, z)[0])
+
+
+def test_module() -> None:
+    module = AdaptiveInfoNCE(temperature=0.2, weighting="printed", threshold_grad=0.1)
+    groups = torch.tensor([0, 0, 1, 1])
+    expected = adaptive_info_nce(Z, 0.1, groups=groups, temperature=0.2, weighting="printed")
+    assert torch.equal(module(Z, 0.1, groups), expected)
+    assert "temperature=0.2" in repr(module)
+    with pytest.raises(ValueError, match="temperature"):
+        AdaptiveInfoNCE(temperature=-1)

@@ -1,0 +1,134 @@
+"""The ops as PyTorch sees them: schemas, fakes, compilation, derivatives, a missing extension."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from correctness import clear_thresholds, make_groups, make_rows
+
+from arec_kernels import adaptive_info_nce, alignment_uniformity, row_similarity_quantile
+from arec_kernels.registration import OPS
+
+OPTIONS = (0.5, True, 0.3, "negatives", "label")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("permuted", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_opcheck(compiled, device, dtype, permuted, grouped) -> None:
+    z = make_rows(20, 6, dtype, device=device)
+    z = z.T.contiguous().T if permuted else z
+    k = clear_thresholds(z)
+    groups = make_groups(20, device) if grouped else None
+    op = {name: backends[compiled] for name, backends in OPS.items()}
+    _, log_d, m, s, _ = op["forward"](z, k, groups, *OPTIONS, 0)
+    upstream = torch.ones((), device=device).expand(20)
+    for bins in (0, 5):
+        torch.library.opcheck(op["forward"], (z, k, groups, *OPTIONS, bins))
+    for width in (0.0, 0.1):
+        torch.library.opcheck(
+            op["backward"], (upstream, z, k, groups, log_d, m, s, *OPTIONS, width)
+        )
+    torch.library.opcheck(op["histogram"], (z, groups, 5))
+    torch.library.opcheck(op["quantile"], (z, 0.4, groups))
+    torch.library.opcheck(op["uniformity"], (z,))
+
+
+def differentiate(loss, z, k):
+    z, k = z.detach().requires_grad_(), k.detach().requires_grad_()
+    rows, stats = loss(z, k)
+    return rows, *torch.autograd.grad(rows.sum(), (z, k)), *stats
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1])
+def test_compiled_equals_eager(compiled: str, device: str, temperature: float) -> None:
+    def loss(z, k):
+        return adaptive_info_nce(z, k, temperature=temperature, threshold_grad=0.1,
+                                 groups=groups, histogram_bins=4, reduction="none", backend=compiled)
+
+    groups = make_groups(30, device)
+    z = make_rows(30, 5, device=device)
+    k = clear_thresholds(z, groups)
+    torch.compiler.reset()
+    result = differentiate(torch.compile(loss, fullgraph=True), z, k)
+    for a, b in zip(result, differentiate(loss, z, k), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_compiled_default_backend_and_scalar_threshold() -> None:
+    torch.compiler.reset()
+    loss = torch.compile(lambda z: adaptive_info_nce(z * 2, 0.1), fullgraph=True)
+    for n in (12, 20):  # the second compiles for any number of rows
+        z = make_rows(n, 5).requires_grad_()
+        (grad,) = torch.autograd.grad(loss(z), z)
+        (expected,) = torch.autograd.grad(adaptive_info_nce(z * 2, 0.1), z)
+        torch.testing.assert_close(grad, expected)
+
+
+def test_compiled_reference() -> None:
+    torch.compiler.reset()
+    z = make_rows(12, 5)
+
+    def loss(z, k):
+        return adaptive_info_nce(z, k, threshold_grad=0.1, histogram_bins=4, reduction="none",
+                                 backend="reference")
+
+    k = clear_thresholds(z)
+    result = differentiate(torch.compile(loss, fullgraph=True), z, k)
+    torch.testing.assert_close(result, differentiate(loss, z, k), rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_without_graph_breaks(compiled: str, device: str) -> None:
+    torch.compiler.reset()
+    x, y = make_rows(24, 5, device=device).chunk(2)
+
+    def statistics(x, y):
+        return (row_similarity_quantile(x, 0.5, backend=compiled),
+                *alignment_uniformity(x, y, backend=compiled))
+
+    result = torch.compile(statistics, fullgraph=True)(x, y)
+    torch.testing.assert_close(result, statistics(x, y))
+
+
+def test_a_second_derivative_is_refused(compiled: str, device: str) -> None:
+    z = make_rows(8, 3, device=device).requires_grad_()
+    loss = adaptive_info_nce(z, 0.1, backend=compiled)
+    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+    assert grad.isfinite().all()
+    with pytest.raises(RuntimeError, match="second derivative; use backend='reference'"):
+        grad.sum().backward()
+
+
+def test_a_first_derivative_with_create_graph_is_the_same(compiled: str, device: str) -> None:
+    z = make_rows(8, 3, device=device).requires_grad_()
+    loss = adaptive_info_nce(z, 0.1, backend=compiled)
+    (grad,) = torch.autograd.grad(loss, z, retain_graph=True)
+    (again,) = torch.autograd.grad(loss, z, create_graph=True)
+    assert torch.equal(grad, again)
+
+
+def test_works_without_extension_and_triton() -> None:
+    program = """
+import sys
+sys.modules["arec_kernels._C"] = None  # importing it raises ImportError
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else found(name, *rest)
+import torch
+from arec_kernels import adaptive_info_nce
+z = torch.eye(4).repeat(2, 1).requires_grad_()
+adaptive_info_nce(z, 0.1).backward()
+for backend, reason in (("cpp", "the compiled extension is missing"),
+                        ("cuda", "the compiled extension is missing"),
+                        ("triton", "Triton is not installed")):
+    try:
+        adaptive_info_nce(z, 0.1, backend=backend)
+    except RuntimeError as error:
+        assert str(error).startswith(f"backend '{backend}' cannot run here: {reason}"), error
+    else:
+        raise AssertionError(backend)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,145 @@
+"""Histogram, quantile, alignment and uniformity: backends, oracle and plain definitions agree."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from correctness import MARGINS, assert_same_histogram, make_groups, make_rows
+from torch import Tensor
+from torch.nn import functional as F
+
+from arec_kernels import (
+    alignment_uniformity,
+    reference,
+    row_similarity_quantile,
+    similarity_histogram,
+)
+
+SHAPES = [(2, 1), (4, 3), (34, 17), (66, 5)]
+
+
+def candidate_similarities(z: Tensor, groups: Tensor | None) -> list[list[float]]:
+    unit = F.normalize(z.double())
+    n = len(z)
+    return [
+        [
+            float(unit[i] @ unit[j])
+            for j in range(n)
+            if j not in (i, (i + n // 2) % n)
+            and not (groups is not None and groups[i] == groups[j] >= 0)
+        ]
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_oracles_by_their_definition(grouped: bool) -> None:
+    z = make_rows(12, 4, torch.float64)
+    groups = make_groups(12) if grouped else None
+    rows = candidate_similarities(z, groups)
+    bins = torch.tensor([min(max(math.floor((s + 1) / 2 * 6), 0), 5) for row in rows for s in row])
+    assert torch.equal(
+        reference.similarity_histogram(z, 6, groups=groups), torch.bincount(bins, minlength=6)
+    )
+    for q in (0.0, 0.3, 0.9, 1.0):
+        expected = []
+        for row in rows:
+            r = math.floor(q * len(row))
+            edges = [-math.inf, *sorted(row), math.inf]
+            expected.append((edges[r] + edges[r + 1]) / 2)
+        k = reference.row_similarity_quantile(z, q, groups=groups)
+        torch.testing.assert_close(k, torch.tensor(expected, dtype=k.dtype))
+    x, y = z.chunk(2)
+    alignment, uniformity = reference.alignment_uniformity(x, y)
+    x, y = F.normalize(x), F.normalize(y)
+    torch.testing.assert_close(alignment, (x - y).norm(dim=1).square().mean())
+    torch.testing.assert_close(uniformity, torch.pdist(x).square().mul(-2).exp().mean().log())
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize("bins", [1, 7, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_histogram(backend, device, n, d, bins, dtype) -> None:
+    z = make_rows(n, d, dtype, device=device)
+    for groups in (None, make_groups(n, device)):
+        histogram = similarity_histogram(z, bins, groups=groups, backend=backend)
+        assert_same_histogram(histogram, z, groups)
+
+
+def test_histogram_at_the_ends(backend: str, device: str) -> None:
+    z = torch.tensor([[1.0], [-1.0], [2.0], [-3.0]], device=device)
+    assert similarity_histogram(z, 4, backend=backend).tolist() == [8, 0, 0, 0]
+    z = torch.ones(6, 1, device=device)
+    assert similarity_histogram(z, 4, backend=backend).tolist() == [0, 0, 0, 24]
+
+
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize("q", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_quantile(backend, device, n, d, q, dtype) -> None:
+    z = make_rows(n, d, dtype, device=device)
+    for groups in (None, make_groups(n, device)):
+        k = row_similarity_quantile(z, q, groups=groups, backend=backend)
+        exact = reference.row_similarity_quantile(z.double(), q, groups=groups)
+        assert k.dtype is torch.float32
+        margin = 1e-6 if dtype is torch.float32 else MARGINS[dtype]
+        torch.testing.assert_close(k.double(), exact, rtol=0, atol=margin)
+
+
+def test_quantile_of_ties(backend: str, device: str) -> None:
+    z = torch.eye(4, device=device).repeat(10, 1)  # 30 similarities of 0, then 8 of 1
+    for q, k in ((0.5, 0.0), (0.79, 0.5), (0.9, 1.0)):
+        assert row_similarity_quantile(z, q, backend=backend).tolist() == [k] * 40
+
+
+def test_quantile_of_not_a_number(backend: str, device: str) -> None:
+    z = make_rows(20, 4, device=device)
+    z[3, 0] = math.nan
+    groups = torch.full((20,), -1, device=device)
+    groups[[3, 8]] = 1  # row 8 does not see row 3, nor does its partner 13
+    k = row_similarity_quantile(z, 0.5, groups=groups, backend=backend)
+    assert k.isnan().tolist() == [i not in (8, 13) for i in range(20)]
+
+
+@pytest.mark.parametrize("n", [1, 2, 33, 130])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_alignment_and_uniformity(backend, device, n, dtype) -> None:
+    x, y = make_rows(2 * n, 5, dtype, device=device).chunk(2)
+    result = alignment_uniformity(x, y, backend=backend)
+    exact = reference.alignment_uniformity(x.double(), y.double())
+    margin = 1e-5 if dtype is torch.float32 else 1e-2
+    for value, expected in zip(result, exact, strict=True):
+        assert value.dtype is torch.float32 and value.shape == ()
+        torch.testing.assert_close(
+            value.double(), expected, rtol=margin, atol=margin, equal_nan=True
+        )
+    assert result[1].isnan() == (n == 1)
+
+
+def test_no_gradient(backend: str, device: str) -> None:
+    z = make_rows(8, 3, device=device).requires_grad_()
+    assert not row_similarity_quantile(z, 0.5, backend=backend).requires_grad
+    assert not similarity_histogram(z, 3, backend=backend).requires_grad
+    assert not any(v.requires_grad for v in alignment_uniformity(z, z, backend=backend))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda z: similarity_histogram(z, 0), "bins: expected an integer >= 1, got 0"),
+        (lambda z: similarity_histogram(z * math.nan, 5), "z: expected finite values"),
+        (lambda z: similarity_histogram(z[:3], 5), "z: expected an even number of rows"),
+        (lambda z: row_similarity_quantile(z, 1.5), r"q: expected a number in \[0, 1\], got 1.5"),
+        (lambda z: row_similarity_quantile(z, math.nan), "q: expected"),
+        (lambda z: row_similarity_quantile(z, 0.5, groups=torch.zeros(3).long()), "groups: exp"),
+        (lambda z: alignment_uniformity(z, z[:2]), r"y: expected shape \(8, 3\)"),
+        (lambda z: alignment_uniformity(z, z.double()), "y: expected .* torch.float32"),
+        (lambda z: alignment_uniformity(z[:0], z[:0]), "x: expected a matrix"),
+        (lambda z: row_similarity_quantile(z, 0.5, backend="tpu"), "backend: expected"),
+    ],
+)
+def test_bad_arguments(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(make_rows(8, 3))
