@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; expected the folder of a run of arec.train") from None
-    except Exception as error:  # torch.load raises whatever its unpickler meets
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise RunError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
 
 
