@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ class Batch:
     """
 
     inputs: Tensor  # (B, L) int64 items
-    targets: Tensor  # (B, L) int64, the next item at each position
+    targets: Tensor  # int64, the next item: (B, L) at each position, or (B,) at the last one only
     lengths: Tensor  # (B,) int64
     partner_inputs: Tensor | None = None  # (B, L) a sequence before the same target; else the own
     partner_lengths: Tensor | None = None  # (B,)
@@ -32,6 +34,8 @@ class Batch:
 
     @property
     def anchor_targets(self) -> Tensor:  # (B,)
+        if self.targets.ndim == 1:
+            return self.targets
         return self.targets.gather(1, self.lengths[:, None] - 1).squeeze(1)
 
     def to(self, device: torch.device) -> Batch:
@@ -45,12 +49,15 @@ class Batch:
 
 
 class TrainingBatches:
-    """Windows of at most ``max_length`` training positions, all of which are trained in one pass.
+    """Windows of at most ``max_length`` training positions.
 
-    Each epoch visits every user with at least two training items once. Of a sequence longer than
-    the window a user gives the latest window or, with probability ``random_windows``, one that
-    ends anywhere. An epoch's batches depend on ``seed`` and the epoch's number only, so a resumed
-    run sees what an uninterrupted one would have seen.
+    With ``rows="all-positions"`` an epoch visits every user with at least two training items once
+    and every position of its window has a target. Of a sequence longer than the window a user
+    gives the latest window or, with probability ``random_windows``, one that ends anywhere. With
+    ``rows="prefix"`` an epoch visits every training position that has an item before it, the
+    target of the window that ends there; windows are cut when a batch needs them, so that a row
+    costs one index. An epoch's batches depend on ``seed`` and the epoch's number only, so a
+    resumed run sees what an uninterrupted one would have seen.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class TrainingBatches:
         *,
         batch_size: int,
         max_length: int,
+        rows: Literal["all-positions", "prefix"] = "all-positions",
         random_windows: float = 0.5,
         partners: bool = False,
         seed: int = 0,
@@ -68,20 +76,18 @@ class TrainingBatches:
         self.max_length = max_length
         self.random_windows = random_windows
         self.seed = seed
-        self.users = np.flatnonzero(split.train_lengths >= 2)
+        if rows == "prefix":
+            self.users, self.prefixes = split.train_prefixes()
+        else:
+            self.users, self.prefixes = np.flatnonzero(split.train_lengths >= 2), None
         self.index = TargetIndex(split) if partners else None
 
     def __len__(self) -> int:
-        return -(-len(self.users) // self.batch_size)
+        return math.ceil(len(self.users) / self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         rng = np.random.default_rng([self.seed, epoch])
-        users = rng.permutation(self.users)
-        # Positions are those of the targets: the window's inputs end one before.
-        last = self.split.train_lengths[users] - 1
-        earliest = np.minimum(last, self.max_length)
-        anywhere = rng.integers(earliest, last + 1)
-        ends = np.where(rng.random(len(users)) < self.random_windows, anywhere, last)
+        users, ends = self._shuffled_rows(rng)
         lengths = np.minimum(ends, self.max_length)
 
         pool = self.batch_size * _POOL
@@ -96,6 +102,18 @@ class TrainingBatches:
             rows = batches[i]
             yield self._batch(users[rows], ends[rows], lengths[rows], rng)
 
+    def _shuffled_rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Users and, in their sequences, the positions of the targets: inputs end one before."""
+        if self.prefixes is not None:
+            rows = rng.permutation(len(self.users))
+            users = self.users[rows]
+            return users, self.prefixes[rows] - self.split.sequences.offsets[users]
+        users = rng.permutation(self.users)
+        last = self.split.train_lengths[users] - 1
+        earliest = np.minimum(last, self.max_length)
+        anywhere = rng.integers(earliest, last + 1)
+        return users, np.where(rng.random(len(users)) < self.random_windows, anywhere, last)
+
     def _batch(
         self, users: np.ndarray, ends: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
     ) -> Batch:
@@ -104,7 +122,7 @@ class TrainingBatches:
         target_positions = sequences.offsets[users] + ends
         batch = {
             "inputs": gather_windows(sequences.items, target_positions, lengths, width),
-            "targets": gather_windows(sequences.items, target_positions + 1, lengths, width),
+            "targets": self._targets(target_positions, lengths, width),
             "lengths": torch.from_numpy(lengths),
         }
         partner_positions = target_positions
@@ -122,6 +140,12 @@ class TrainingBatches:
             both = np.concatenate([target_positions, partner_positions])
             batch["intents"] = torch.from_numpy(sequences.planted.intents[both].astype(np.int64))
         return Batch(**batch)
+
+    def _targets(self, positions: np.ndarray, lengths: np.ndarray, width: int) -> Tensor:
+        items = self.split.sequences.items
+        if self.prefixes is not None:
+            return torch.from_numpy(items[positions].astype(np.int64))
+        return gather_windows(items, positions + 1, lengths, width)
 
 
 def gather_windows(
