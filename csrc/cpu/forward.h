@@ -1,9 +1,12 @@
 // Row sums of the loss: the denominator, the positives' similarities and their number. A tile (I, J)
 // is computed once and serves the rows of I (summed along the rows) and those of J (down the columns).
 #pragma once
+#include "statistics.h"
 #include "tile.h"
 
 namespace {
+
+constexpr int kGroup = 4;  // rows whose sums stay in registers
 
 template <class V>
 struct Sums {
@@ -30,31 +33,25 @@ void add_sums(const Pairs<typename V::Scalar>& p, const Tile<typename V::Scalar>
       const auto x = V::load(s + r * kTile + c);
       const Exponentials<V, own_shift> e(x, p.scale, own_shift ? p.shift[i] : 0,
                                          own_shift ? p.shift + j : nullptr);
-      [[maybe_unused]] typename V::Mask candidate, above_row, above_column;
+      [[maybe_unused]] typename V::Mask candidate;
       if constexpr (masked) candidate = CandidateRow<V>(p.z, p.group, tile, i)(c);
-      if constexpr (positives || negatives_only) {
-        above_row = V::greater(x, V::broadcast(p.threshold[i]));
-        above_column = V::greater(x, threshold);
-      }
-      const auto add_exp = [&](typename V::Reg& sum, typename V::Reg y, typename V::Mask above) {
-        if constexpr (negatives_only && masked) sum = V::add_where(candidate & ~above, sum, y);
-        else if constexpr (negatives_only) sum = V::add_where(~above, sum, y);
-        else if constexpr (masked) sum = V::add_where(candidate, sum, y);
-        else sum = sum + y;
-      };
-      add_exp(row_sums[r].exp, e.row, above_row);
-      add_exp(column.exp, e.column, above_column);
-      if constexpr (positives) {
-        if constexpr (masked) {
-          above_row = above_row & candidate;
-          above_column = above_column & candidate;
+      const auto add = [&](Sums<V>& sums, typename V::Reg y, typename V::Reg k) {
+        if constexpr (negatives_only || masked) {
+          auto mask = negatives_only ? V::not_greater(x, k) : candidate;
+          if constexpr (negatives_only && masked) mask = mask & candidate;
+          sums.exp = V::add_where(mask, sums.exp, y);
+        } else {
+          sums.exp = sums.exp + y;
         }
-        const auto one = V::broadcast(T(1));
-        row_sums[r].positives = V::add_where(above_row, row_sums[r].positives, x);
-        row_sums[r].count = V::add_where(above_row, row_sums[r].count, one);
-        column.positives = V::add_where(above_column, column.positives, x);
-        column.count = V::add_where(above_column, column.count, one);
-      }
+        if constexpr (positives) {
+          auto mask = V::greater(x, k);
+          if constexpr (masked) mask = mask & candidate;
+          sums.positives = V::add_where(mask, sums.positives, x);
+          sums.count = V::add_where(mask, sums.count, V::broadcast(T(1)));
+        }
+      };
+      add(row_sums[r], e.row, V::broadcast(p.threshold[i]));
+      add(column, e.column, threshold);
     }
     columns[c / V::kLanes] = column;
   }
@@ -67,40 +64,44 @@ void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int6
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
   alignas(64) T s[kTile * kTile];
-  Sums<V> row_sums[kTile];
-  for_each_tile(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
-    Sums<V> column_sums[kTile / V::kLanes];
-    for (auto& sum : row_sums) sum = {};
-    with_mask(tile.masked, [&](auto masked) {
-      for (int64_t r = 0; r < kTile; r += kGroup) {
-        for (int64_t c = 0; c < kTile; c += kPanel<V>)
-          similarities<V>(z, tile.row + r, tile.column + c, s + r * kTile + c, kTile);
-        add_sums<V, option | (masked.value ? kMasked : 0)>(p.pairs, tile, tile.row + r,
-                                                           s + r * kTile, row_sums + r, column_sums);
+  Sums<V> row_sums[kTile], column_sums[kTile / V::kLanes];
+  for (int64_t row = rows.begin; row < rows.end; row += kTile) {
+    for (auto& sums : row_sums) sums = {};
+    for (int64_t column = first_column(row, rows, columns); column < columns.end; column += kTile) {
+      const auto tile = make_tile(z, p.pairs.group, row, column);
+      for (auto& sums : column_sums) sums = {};
+      similarity_tile<V>(z, tile, s);
+      with_mask(tile.masked, [&](auto masked) {
+        for (int64_t r = 0; r < kTile; r += kGroup)
+          add_sums<V, option | (masked.value ? kMasked : 0)>(p.pairs, tile, row + r, s + r * kTile,
+                                                             row_sums + r, column_sums);
+      });
+      for_each_partner(z, tile, [&](int64_t i, int64_t partner, int64_t at) {
+        p.partner_similarity[i] = p.partner_similarity[partner] = s[at];
+      });
+      if (counts) count_bins<V>(p, tile, s, counts);
+      for (int c = 0; c < kTile; c += V::kLanes) {
+        const auto& sums = column_sums[c / V::kLanes];
+        const auto flush = [&](double* totals, typename V::Reg x) {
+          T values[V::kLanes];
+          V::store(values, x);
+          for (int lane = 0; lane < V::kLanes; ++lane) totals[lane] += values[lane];
+        };
+        flush(p.sum_exp + column + c, sums.exp);
+        if constexpr (option & kPositives) {
+          flush(p.sum_positives + column + c, sums.positives);
+          flush(p.num_positives + column + c, sums.count);
+        }
       }
-    });
+    }
     for (int64_t r = 0; r < kTile; ++r) {
-      const int64_t i = tile.row + r;
-      p.sum_exp[i] += V::sum(row_sums[r].exp);
+      p.sum_exp[row + r] += V::sum(row_sums[r].exp);
       if constexpr (option & kPositives) {
-        p.sum_positives[i] += V::sum(row_sums[r].positives);
-        p.num_positives[i] += V::sum(row_sums[r].count);
+        p.sum_positives[row + r] += V::sum(row_sums[r].positives);
+        p.num_positives[row + r] += V::sum(row_sums[r].count);
       }
     }
-    for (int64_t c = 0; c < kTile; ++c) {
-      const int64_t j = tile.column + c;
-      const auto& sums = column_sums[c / V::kLanes];
-      p.sum_exp[j] += sums.exp[c % V::kLanes];
-      if constexpr (option & kPositives) {
-        p.sum_positives[j] += sums.positives[c % V::kLanes];
-        p.num_positives[j] += sums.count[c % V::kLanes];
-      }
-    }
-    for_each_partner(z, tile, [&](int64_t i, int64_t partner, int64_t at) {
-      p.partner_similarity[i] = p.partner_similarity[partner] = s[at];
-    });
-    if (counts) count_bins<V>(p, tile, s, counts);
-  });
+  }
 }
 
 // Largest similarity in the denominator of each row, the partner aside (-2: none): the shift of the

@@ -3,12 +3,10 @@
 // header comes in here: their inline functions, built with AVX-512, could become everybody's copy.
 #include "kernels.h"
 
-#include "normalise.h"
-#include "product.h"
-#include "statistics.h"
-// forward.h counts the histogram on its way
 #include "backward.h"
 #include "forward.h"
+#include "normalise.h"
+#include "statistics.h"
 
 namespace {
 
@@ -58,7 +56,7 @@ void maximum_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
 template <class V>
 constexpr Kernels<typename V::Scalar> table() {
   using T = typename V::Scalar;
-  return {V::kPack,          normalise<V, T>, maximum_if<V>, forward_if<V, 0>,   backward_if<V, 0>,
+  return {V::kPack, V::kRows, normalise<V, T>, maximum_if<V>, forward_if<V, 0>,   backward_if<V, 0>,
           normalise_backward<T>, histogram<V>, uniformity<V>, row_similarities<V>};
 }
 
@@ -72,6 +70,7 @@ template <class V>
 double multiply_adds(int64_t repeats) {
   constexpr int chains = 8;
   typename V::Reg sum[chains];
+#pragma GCC unroll 8
   for (int k = 0; k < chains; ++k) sum[k] = V::broadcast(k);
   auto factor = V::broadcast(0.5f);
   for (int64_t i = 0; i < repeats; ++i) {
@@ -80,6 +79,7 @@ double multiply_adds(int64_t repeats) {
     asm volatile("" ::: "memory");
   }
   float total = 0;
+#pragma GCC unroll 8
   for (int k = 0; k < chains; ++k) total += V::sum(sum[k]);
   asm volatile("" ::"x"(total));
   return 2.0 * V::kPack * V::kLanes * chains * double(repeats);

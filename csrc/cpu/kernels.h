@@ -84,7 +84,8 @@ struct Backward {
 
 template <class T>
 struct Kernels {
-  int pack;  // numbers in a lane
+  int pack;   // numbers in a lane of packed rows
+  int group;  // rows that row_similarities computes at a time
   void (*normalise)(const Embeddings<T>&, Rows);
   void (*maximum)(const Forward<T>&, Rows, Rows);
   // counts: (bins, 4) of the calling worker, or null
@@ -93,7 +94,7 @@ struct Kernels {
   void (*normalise_backward)(const Backward<T>&, Rows);
   void (*histogram)(const Forward<T>&, Rows, Rows, int64_t* counts);
   void (*uniformity)(const Pairs<T>&, Rows, Rows, double* sum);
-  // Similarities of rows [row, row + 4) with all rows, into out (4, padded_n).
+  // Similarities of rows [row, row + group) with all rows, into out (group, padded_n).
   void (*row_similarities)(const Embeddings<T>&, int64_t row, T* out);
 };
 

@@ -387,11 +387,11 @@ T halfway(T* values, int64_t n, double q) {
 
 template <class T>
 Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& groups) {
-  constexpr int64_t kRows = 4;  // that Kernels::row_similarities computes at a time
   Input<T> input(z, true);
   input.want_groups(groups);
   input.allocate(groups);
   const auto& rows = input.rows;
+  const int64_t group = input.kernels->group;
   Tensor out = torch::stable::new_empty(z, {rows.n}, kScalarType<T>);
   T* const quantiles = static_cast<T*>(out.mutable_data_ptr());
   parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
@@ -399,10 +399,10 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
     input.normalise({tiles * worker / workers * kTile, tiles * (worker + 1) / workers * kTile});
   });
   parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
-    std::vector<T> similarities(kRows * rows.padded_n), candidates(rows.n);
-    for (int64_t first = worker * kRows; first < rows.n; first += workers * kRows) {
+    std::vector<T> similarities(group * rows.padded_n), candidates(rows.n);
+    for (int64_t first = worker * group; first < rows.n; first += workers * group) {
       input.kernels->row_similarities(rows, first, similarities.data());
-      for (int64_t i = first; i < std::min(first + kRows, rows.n); ++i) {
+      for (int64_t i = first; i < std::min(first + group, rows.n); ++i) {
         const T* const s = similarities.data() + (i - first) * rows.padded_n;
         const int64_t partner = i < rows.partner ? i + rows.partner : i - rows.partner;
         int64_t count = 0;

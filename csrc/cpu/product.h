@@ -5,12 +5,10 @@
 
 namespace {
 
-constexpr int kGroup = 4;  // rows of a register tile
-
 template <class V>
 constexpr int kPanel = V::kPanelVectors * V::kLanes;  // columns of a register tile
 
-// C (rows of stride c_row, `vectors` vectors wide) = or += A B over `depth` lanes, for kGroup rows.
+// C (rows of stride c_row, `vectors` vectors wide) = or += A B over `depth` lanes, for V::kRows rows.
 // A's element (r, k) is a[r * a_row + k * a_depth], so A may be a transposed tile; row k of B starts
 // at b + k * b_depth. Every element of C is one chain of multiply-adds in the order of k, whatever
 // the tile around it: so s_ij == s_ji to the bit, in the forward as in the backward pass.
@@ -18,9 +16,9 @@ template <class V, int vectors, bool accumulate>
 __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_row, int64_t a_depth,
                                        const typename V::Scalar* b, int64_t b_depth, int64_t depth,
                                        typename V::Scalar* c, int64_t c_row) {
-  typename V::Reg sum[kGroup][vectors];
+  typename V::Reg sum[V::kRows][vectors];
 #pragma GCC unroll 8
-  for (int r = 0; r < kGroup; ++r)
+  for (int r = 0; r < V::kRows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v)
       sum[r][v] = accumulate ? V::load(c + r * c_row + v * V::kLanes) : V::broadcast(0);
@@ -29,7 +27,7 @@ __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_ro
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) right[v] = V::load(b + v * V::kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < kGroup; ++r) {
+    for (int r = 0; r < V::kRows; ++r) {
       const auto left = V::broadcast(a[r * a_row]);
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) sum[r][v] = V::multiply_add(left, right[v], sum[r][v]);
@@ -38,12 +36,12 @@ __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_ro
     b += b_depth;
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < kGroup; ++r)
+  for (int r = 0; r < V::kRows; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < vectors; ++v) V::store(c + r * c_row + v * V::kLanes, sum[r][v]);
 }
 
-// S (kGroup, panel) = rows [row, row + kGroup) of z times the panel's columns, transposed.
+// S (V::kRows, panel) = rows [row, row + V::kRows) of z times the panel's columns, transposed.
 template <class V, class T>
 inline void similarities(const arec::cpu::Embeddings<T>& z, int64_t row, int64_t column, T* s,
                          int64_t s_row) {
@@ -58,9 +56,8 @@ void add_product(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t
   constexpr int64_t depth = arec::cpu::kTile / V::kPack;
   int64_t column = 0;
   const auto add = [&](auto kernel) {
-    for (int64_t r = 0; r < arec::cpu::kTile; r += kGroup)
-      kernel(a + r * a_row, a_row, a_depth, b + column * 1, width, depth, c + r * width + column,
-             width);
+    for (int64_t r = 0; r < arec::cpu::kTile; r += V::kRows)
+      kernel(a + r * a_row, a_row, a_depth, b + column, width, depth, c + r * width + column, width);
   };
   for (; column + kPanel<V> <= width; column += kPanel<V>)
     add(product<V, V::kPanelVectors, true>);

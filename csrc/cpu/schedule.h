@@ -13,7 +13,7 @@ namespace arec::cpu {
 
 // Rows are cut into blocks of whole tiles. The size follows from n alone, so that the order of every
 // sum does: large enough to work in the caches, small enough to leave pairs for many threads.
-inline int64_t block_rows(int64_t n) { return n <= 2048 ? kTile : n <= 8192 ? 2 * kTile : 4 * kTile; }
+inline int64_t block_rows(int64_t n) { return n <= 2048 ? kTile : n <= 4096 ? 2 * kTile : 4 * kTile; }
 
 // Threads of torch's pool, each calling f(worker, workers).
 template <class F>

@@ -1,7 +1,7 @@
 // Vectors of one instruction set. A vector class `V` has
 //   Scalar, Reg, Mask, kLanes, and the static functions below; `+ - *` work on Reg, `& | ~` on Mask.
 //   kPack: numbers a lane of a packed operand holds (1; 2 where a lane is a pair of bfloat16).
-//   kPanelVectors: vectors in one row of the register tile (see product.h).
+//   kRows, kPanelVectors: the register tile of product.h, as many sums as keep the unit busy.
 // Everything here has internal linkage: each instruction set keeps its own copy.
 #pragma once
 #include <stdint.h>
@@ -19,7 +19,7 @@ struct Generic {
   typedef Int Mask __attribute__((vector_size(lanes * sizeof(T))));  // all bits of a lane set: true
   static constexpr int kLanes = lanes;
   static constexpr int kPack = 1;
-  static constexpr int kPanelVectors = 2;
+  static constexpr int kRows = 4, kPanelVectors = 2;
 
   static Reg load(const T* p) { Reg x; __builtin_memcpy(&x, p, sizeof x); return x; }
   static void store(T* p, Reg x) { __builtin_memcpy(p, &x, sizeof x); }
@@ -31,7 +31,8 @@ struct Generic {
   }
   static Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
   static Mask greater(Reg a, Reg b) { return a > b; }  // false for NaN
-  static Mask equal(Reg a, Reg b) { return a == b; }   // false for NaN
+  static Mask not_greater(Reg a, Reg b) { return ~(a > b); }  // true for NaN
+  static Mask equal(Reg a, Reg b) { return a == b; }          // false for NaN
   static Reg add_where(Mask m, Reg a, Reg b) { return a + zero_unless(m, b); }
   static Reg zero_unless(Mask m, Reg a) { return (Reg)((Mask)a & m); }
   static Reg select(Mask m, Reg a, Reg b) { return m ? a : b; }
@@ -61,7 +62,7 @@ struct Avx512 {
   using Mask = __mmask16;
   static constexpr int kLanes = 16;
   static constexpr int kPack = 1;
-  static constexpr int kPanelVectors = 4;
+  static constexpr int kRows = 8, kPanelVectors = 2;
 
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
   static void store(float* p, Reg x) { _mm512_storeu_ps(p, x); }
@@ -72,6 +73,7 @@ struct Avx512 {
   }
   static Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  static Mask not_greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ); }
   static Mask equal(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static Reg add_where(Mask m, Reg a, Reg b) { return _mm512_mask_add_ps(a, m, a, b); }
   static Reg zero_unless(Mask m, Reg a) { return _mm512_maskz_mov_ps(m, a); }

@@ -62,7 +62,7 @@ void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, dou
   });
 }
 
-// Similarities of rows [row, row + kGroup) with all rows, into out (kGroup, padded_n).
+// Similarities of rows [row, row + V::kRows) with all rows, into out (V::kRows, padded_n).
 template <class V>
 void row_similarities(const Embeddings<typename V::Scalar>& z, int64_t row,
                       typename V::Scalar* out) {

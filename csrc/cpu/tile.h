@@ -24,12 +24,16 @@ inline Tile<T> make_tile(const Embeddings<T>& z, const T* group, int64_t row, in
           partners || group || row == column || column + kTile > z.n};
 }
 
-// Every tile of the two ranges, above and on the diagonal, rows first.
+// First tile of row tile `row` in the columns: a pair of rows is met once, above the diagonal.
+inline int64_t first_column(int64_t row, Rows rows, Rows columns) {
+  return rows.begin == columns.begin ? row : columns.begin;
+}
+
+// f(tile) for every tile of the two ranges, above and on the diagonal, rows first.
 template <class T, class F>
 inline void for_each_tile(const Embeddings<T>& z, const T* group, Rows rows, Rows columns, F f) {
   for (int64_t row = rows.begin; row < rows.end; row += kTile)
-    for (int64_t column = rows.begin == columns.begin ? row : columns.begin; column < columns.end;
-         column += kTile)
+    for (int64_t column = first_column(row, rows, columns); column < columns.end; column += kTile)
       f(make_tile(z, group, row, column));
 }
 
@@ -77,12 +81,24 @@ inline void for_each_partner(const Embeddings<T>& z, const Tile<T>& tile, F f) {
   }
 }
 
+// Brings `size` numbers on the way from the far caches, while there is something else to compute.
+template <class T>
+inline void prefetch(const T* p, int64_t size) {
+  for (const char *line = (const char*)p, *end = (const char*)(p + size); line < end; line += 64)
+    __builtin_prefetch(line);
+}
+
+// The tile's similarities into s (kTile, kTile); the panels beyond it, which are mostly next, are fetched.
 template <class V>
 inline void similarity_tile(const Embeddings<typename V::Scalar>& z,
                             const Tile<typename V::Scalar>& tile, typename V::Scalar* s) {
-  for (int64_t c = 0; c < kTile; c += kPanel<V>)
-    for (int64_t r = 0; r < kTile; r += kGroup)
+  const int64_t depth = (z.dim + V::kPack - 1) / V::kPack, share = depth * V::kRows;
+  const auto* const next = z.panels + (tile.column + kTile) * depth;
+  for (int64_t r = 0; r < kTile; r += V::kRows) {
+    if (tile.column + kTile < z.padded_n) prefetch(next + r * depth, share);
+    for (int64_t c = 0; c < kTile; c += kPanel<V>)
       similarities<V>(z, tile.row + r, tile.column + c, s + r * kTile + c, kTile);
+  }
 }
 
 // exp(s / tau) in the scale of row i and of the columns j; one exponential where they share it.
