@@ -250,6 +250,7 @@ def backward(
             THRESHOLD_GRAD=threshold_grad > 0,
             WHOLE_ROWS=whole_rows,
             DROPPED_BITS=dropped_bits(z.dtype),
+            maxnreg=how.tile.registers,
             **options.arguments(),
             **how.constants(),
         )

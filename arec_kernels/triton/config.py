@@ -30,29 +30,35 @@ class Tile:
     k: int  # columns of the normalised rows in one product; wider rows take several
     warps: int
     stages: int  # of the software pipeline over the columns
+    # Of a thread of the backward kernel at most, so that two programs fit a multiprocessor.
+    registers: int | None = None
 
 
 # By architecture (the oldest compute capability), operands and row width, for many rows. "fp32" runs
-# on the CUDA cores; "tf32" (fp32 tensors) and "half" (bf16, fp16) on the tensor cores. The entries
-# of 80 fit the 99 KiB of shared memory that the smallest cards have.
-FP32_TILES = {64: Tile(64, 64, 32, 8, 2), 128: Tile(64, 32, 32, 8, 2), 256: Tile(32, 32, 32, 8, 2)}
+# on the CUDA cores, "tf32" (also fp32 tensors), "bf16" and "fp16" on the tensor cores. The entries of
+# 80 fit the 99 KiB of shared memory that the smallest cards have.
+FP32_TILES = {64: Tile(64, 64, 32, 8, 2), 128: Tile(64, 32, 64, 8, 2), 256: Tile(32, 32, 32, 8, 2)}
 TABLE: dict[int, dict[str, dict[int, Tile]]] = {
     80: {
         "fp32": FP32_TILES,
         "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2), 256: Tile(32, 32, 64, 8, 2)},
-        "half": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
+        "bf16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
+        "fp16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
     },
     90: {
         "fp32": FP32_TILES,
-        "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 64, 8, 2)},
-        "half": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 3), 256: Tile(64, 64, 256, 8, 2)},
+        "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(64, 32, 64, 8, 2)},
+        "bf16": {64: Tile(128, 64, 64, 8, 3, 128), 128: Tile(128, 64, 128, 8, 3), 256: Tile(64, 64, 256, 8, 2)},
+        "fp16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 3), 256: Tile(64, 32, 256, 8, 2)},
     },
     100: {
         "fp32": FP32_TILES,
         "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(32, 32, 64, 8, 2)},
-        "half": {64: Tile(128, 64, 64, 8, 3), 128: Tile(64, 64, 128, 8, 3), 256: Tile(64, 32, 256, 8, 2)},
+        "bf16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(64, 64, 128, 8, 3), 256: Tile(64, 32, 256, 8, 2)},
+        "fp16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(64, 64, 128, 8, 3), 256: Tile(64, 32, 256, 8, 2)},
     },
 }
+OPERANDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 INTERPRETER_TILE = Tile(64, 64, 256, 4, 1)
 
 # A program per block of rows: with fewer rows than this many blocks, blocks get smaller.
@@ -129,11 +135,8 @@ def plan(z: Tensor) -> Plan:
         width = block_d = max(16, _next_power_of_2(d))
     else:
         width, block_d = _round_up(d, WIDE_BLOCK), WIDE_BLOCK
-    if z.dtype is not torch.float32:
-        operands = "half"
-    elif torch.get_float32_matmul_precision() == "highest":
-        operands = "fp32"
-    else:
+    operands = OPERANDS[z.dtype]
+    if operands == "fp32" and torch.get_float32_matmul_precision() != "highest":
         operands = "tf32"
     tile = _forced_tile or _choose_tile(z, operands, block_d)
     return Plan(
@@ -142,7 +145,7 @@ def plan(z: Tensor) -> Plan:
         width=width,
         block_d=block_d,
         precision="ieee" if operands == "fp32" else "tf32",
-        dropped_bits={"fp32": 0, "tf32": 13}.get(operands, dropped_bits(z.dtype)),
+        dropped_bits=13 if operands == "tf32" else dropped_bits(z.dtype),
         # The interpreter multiplies bfloat16 wrongly: there the rounded rows stay in fp32.
         unit_dtype=torch.float32 if INTERPRETED and z.dtype is torch.bfloat16 else z.dtype,
     )
