@@ -28,7 +28,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    method: Literal["sasrec", "duorec", "adaptiverec"] = Field(
+    method: Literal["sasrec", "bert4rec", "cl4srec", "duorec", "adaptiverec"] = Field(
         "adaptiverec", description="what is trained"
     )
 
@@ -57,13 +57,28 @@ class Config(BaseModel):
     max_length: int = Field(50, ge=1, description="items of a sequence that the model sees")
 
     # Training
-    epochs: int = Field(20, ge=1, description="passes over the users, at most")
+    rows: Literal["all-positions", "prefix"] = Field(
+        "all-positions",
+        description="all-positions: a window a user, every position has a target; prefix: a row for "
+        "every position, only its last has one (the published programs)",
+    )
+    task: Literal["next-item", "masked-item"] = Field(
+        "next-item",
+        description="basic loss of the contrastive methods; masked-item: that of bert4rec (4.1.1)",
+    )
+    mask_rate: float = Field(
+        0.2, gt=0, lt=1, description="share of items that the masked-item task masks"
+    )
+    epochs: int = Field(20, ge=1, description="passes over the rows, at most")
     batch_size: int = Field(128, ge=1, description="sequences a step; the contrastive N is twice it")
     learning_rate: float = Field(2e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     warmup_epochs: float = Field(2.0, ge=0, description="linear warm-up, then cosine decay to 0")
     random_windows: float = Field(
-        0.5, ge=0, le=1, description="share of long sequences that give a random window, not the last"
+        0.5,
+        ge=0,
+        le=1,
+        description="all-positions: share of long sequences that give a random window, not the last",
     )
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     patience: int = Field(
@@ -76,14 +91,32 @@ class Config(BaseModel):
     device: str = Field("auto", description="auto, cpu or cuda")
 
     # Contrastive learning
-    views: Literal["un", "su", "us", "us_x"] = Field(
+    views: Literal["un", "su", "us", "us_x", "cl4srec"] = Field(
         "us_x",
-        description="pairs of DuoRec: un (h, h'), su (h, h_sem), us both, us_x (h', h_sem)",
+        description="pairs of DuoRec: un (h, h'), su (h, h_sem), us both, us_x (h', h_sem); "
+        "cl4srec: two of crop, mask, reorder",
+    )
+    crop_ratio: float = Field(0.6, gt=0, le=1, description="share of a sequence that crop keeps")
+    mask_ratio: float = Field(0.3, ge=0, le=1, description="share of its items that mask hides")
+    reorder_ratio: float = Field(0.6, ge=0, le=1, description="share of it that reorder shuffles")
+    similarity: Literal["cosine", "dot"] = Field(
+        "cosine",
+        description="of cl4srec and duorec; dot: DuoRec's published runs, plain PyTorch, not the op",
     )
     lambda_cl: float = Field(0.1, ge=0, description="weight of the contrastive loss (Eq. 9)")
     temperature: float = Field(1.0, gt=0, description="cosines are divided by it (the paper: 1)")
     same_target_negatives: bool = Field(
         True, description="rows of a batch with the same target count as negatives"
+    )
+    simthres: Literal["learnable", "row", "epoch"] = Field(
+        "learnable",
+        description="learnable: by a network (3.2.2); row: each row's own quantile (3.2.1); epoch: "
+        "the previous epoch's quantile for every row",
+    )
+    threshold_network: Literal["context", "row", "flattened"] = Field(
+        "context",
+        description="what g sees (Eq. 7): the row and its batch's mean, the row alone, or the whole "
+        "batch in one vector (as released; 8·(batch_size·hidden_size)·batch_size weights)",
     )
     positives: bool = Field(
         True, description="pairs above SimThres become positives (Eq. 9), not only masked (Eq. 8)"
@@ -101,7 +134,7 @@ class Config(BaseModel):
         None, gt=0, description="width of the straight-through gradient to SimThres; none: paper"
     )
     quantile: float = Field(
-        0.9, gt=0, lt=1, description="k_stat: share of similarities below the statistical SimThres"
+        0.9, gt=0, lt=1, description="share of similarities below the statistical SimThres (k_stat)"
     )
     regulariser: Literal["paper", "released"] = Field(
         "paper",
@@ -113,13 +146,37 @@ class Config(BaseModel):
         True, description="the regulariser's gradient goes on into the encoder, as released"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _views_of_cl4srec(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        own = {"views": "cl4srec"} if settings.get("method") == "cl4srec" else {}
+        return own | settings
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         if self.hidden_size % self.heads:
             raise ValueError(f"heads: expected a divisor of hidden_size={self.hidden_size}")
         if self.weighting == "printed" and self.partner_weight == 1:
             raise ValueError('partner_weight: expected less than 1 with weighting = "printed"')
+        if (self.views == "cl4srec") != (self.method == "cl4srec") and self.method != "adaptiverec":
+            raise ValueError(f"views: {self.views!r} does not go with method {self.method!r}")
+        if self.similarity == "dot" and self.method == "adaptiverec":
+            raise ValueError("similarity: adaptiverec compares cosines with SimThres, got 'dot'")
         return self
+
+    @property
+    def masked_items(self) -> bool:
+        """Whether the encoder is bidirectional, trained on masked items."""
+        return self.method == "bert4rec" or (self.task == "masked-item" and self.method != "sasrec")
+
+    @property
+    def partners(self) -> bool:
+        """Whether training draws same-target partners."""
+        return (
+            self.method in ("duorec", "adaptiverec")
+            and self.lambda_cl > 0
+            and self.views in ("su", "us", "us_x")
+        )
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Config:

@@ -32,11 +32,11 @@ def false_negative_detection(
     """
     objective.eval()
     totals = torch.zeros(2, 2, dtype=torch.int64)  # (all, of another intent) x (in M⁺, candidates)
-    device = objective.threshold.layers[0].weight.device
+    device = next(objective.parameters()).device
     for batch in batches:
         batch = batch.to(device)
         for z in objective.view_pairs(batch):
-            k = objective.thresholds(z)
+            k = objective.thresholds(z, objective.groups(batch))
             for row, groups in enumerate((None, batch.intents)):
                 _, stats = adaptive_info_nce(z, k, groups=groups, histogram_bins=1)
                 totals[row, 0] += stats.positives.sum().cpu()

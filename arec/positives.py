@@ -8,27 +8,19 @@ from arec.data.split import LeaveOneOut
 
 
 class TargetIndex:
-    """Training positions by the item that stands there, as CSR: memory is linear in the data.
-
-    A position p with at least one item of the same user before it stands for the training
-    sequence "the user's items before p", whose target is ``items[p]``.
-    """
+    """The training prefixes by their target, as CSR: memory is linear in the data."""
 
     def __init__(self, split: LeaveOneOut) -> None:
         sequences = split.sequences
-        starts = sequences.offsets[:-1]
-        counts = np.maximum(split.train_lengths - 1, 0)  # targets a user
-        self.users = np.repeat(np.arange(sequences.num_users), counts)
-        first = np.cumsum(counts) - counts
-        self.positions = np.repeat(starts + 1 - first, counts) + np.arange(counts.sum())
+        users, positions = split.train_prefixes()
         # Sorted by (item, user), so that one user's own sequences are one run within an item's.
         self._num_users = max(sequences.num_users, 1)
-        keys = sequences.items[self.positions].astype(np.int64) * self._num_users + self.users
+        keys = sequences.items[positions].astype(np.int64) * self._num_users + users
         order = np.argsort(keys, kind="stable")
         self._keys = keys[order]
         # Index -1, "nobody", finds -1 at the end.
-        self.positions = np.append(self.positions[order], -1)
-        self.users = np.append(self.users[order], -1)
+        self.positions = np.append(positions[order], -1)
+        self.users = np.append(users[order], -1)
 
     def sample(
         self,

@@ -64,8 +64,9 @@ def training_batches(config: Config, split: LeaveOneOut) -> TrainingBatches:
         split,
         batch_size=config.batch_size,
         max_length=config.max_length,
+        rows=config.rows,
         random_windows=config.random_windows,
-        partners=config.method != "sasrec" and config.lambda_cl > 0 and config.views != "un",
+        partners=config.partners,
         seed=config.seed,
     )
 

@@ -65,6 +65,20 @@ class LeaveOneOut:
         """
         return self.sequences.lengths[self.eval_users] - _from_end(stage)
 
+    def train_prefixes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every training position with an item of the same user before it.
+
+        Position p stands for the sequence "the user's items before p" with the target `items[p]`.
+
+        Returns:
+            users (P,) int64, ascending, and positions (P,) int64 into `sequences.items`, ascending.
+        """
+        counts = np.maximum(self.train_lengths - 1, 0)
+        first = np.cumsum(counts) - counts
+        users = np.repeat(np.arange(self.sequences.num_users), counts)
+        starts = self.sequences.offsets[:-1] + 1
+        return users, np.repeat(starts - first, counts) + np.arange(counts.sum())
+
     def train_counts(self) -> np.ndarray:
         """(num_items + 1,) int64, how often each item occurs in the training part (padding: 0)."""
         sequences = self.sequences

@@ -77,8 +77,10 @@ class Encoder(nn.Module):
 
     Args:
         num_items: items are 1..num_items; 0 is padding.
+        max_length: items of a sequence, at most. A bidirectional encoder takes one token more: the
+            mask that stands for the next item.
         causal: attend to earlier positions only.
-        extra_tokens: item ids past ``num_items`` that can be embedded but not ranked (a mask).
+        with_mask: item ``num_items + 1`` is ``mask_token``, which is embedded but never ranked.
     """
 
     def __init__(
@@ -94,14 +96,15 @@ class Encoder(nn.Module):
         attention_dropout: float = 0.0,
         norm_first: bool = True,
         causal: bool = True,
-        extra_tokens: int = 0,
+        with_mask: bool = False,
     ) -> None:
         super().__init__()
         self.num_items = num_items
         self.max_length = max_length
         self.causal = causal
-        self.items = nn.Embedding(num_items + 1 + extra_tokens, hidden_size, padding_idx=0)
-        self.positions = nn.Embedding(max_length, hidden_size)
+        self.mask_token = num_items + 1 if with_mask else None
+        self.items = nn.Embedding(num_items + 1 + with_mask, hidden_size, padding_idx=0)
+        self.positions = nn.Embedding(max_length + (not causal), hidden_size)
         self.blocks = nn.ModuleList(
             Block(hidden_size, heads, feed_forward, dropout, attention_dropout, norm_first)
             for _ in range(layers)
@@ -128,7 +131,7 @@ class Encoder(nn.Module):
 
     def forward(
         self,
-        inputs: Tensor,  # (B, L) int64, right-padded with 0, L <= max_length
+        inputs: Tensor,  # (B, L) int64, right-padded with 0
         lengths: Tensor,  # (B,) int64, number of real items, >= 1
         *,
         last_only: bool = False,
@@ -138,8 +141,9 @@ class Encoder(nn.Module):
         With ``last_only`` the last layer computes one query a row instead of L.
         """
         steps = torch.arange(inputs.shape[1], device=inputs.device)
-        positions = self.max_length - lengths[:, None] + steps  # (B, L)
-        x = self.items(inputs) + self.positions(positions.clamp(max=self.max_length - 1))
+        last = self.positions.num_embeddings - 1
+        positions = last + 1 - lengths[:, None] + steps  # (B, L), past the last one for padding
+        x = self.items(inputs) + self.positions(positions.clamp(max=last))
         x = self.dropout(x if self.norm_first else self.norm(x))
         real = (steps < lengths[:, None])[:, None, None, :]  # (B, 1, 1, L)
         for block in self.blocks[:-1]:

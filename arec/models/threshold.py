@@ -6,29 +6,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# k = 0.95. Thresholds start near the top: what a fresh encoder finds similar says nothing, and
+# taking it for positives makes features collapse.
+_FIRST_BIAS = 3.0
+
+
+def _threshold(x: Tensor) -> Tensor:
+    """``2.1 (σ(x) − 0.5)``, as released: slightly past [−1, 1], so that "everything is negative"
+    and "everything is positive" are both within reach."""
+    return 2.1 * (torch.sigmoid(x) - 0.5)
+
 
 class ThresholdNetwork(nn.Module):
     """Learnable SimThres ``k = g({f(s_i)})``, one threshold a row, in cosine units.
 
-    The paper's g is an MLP from the whole batch to B thresholds; its released program flattens
-    the batch, which ties the weights to one batch size and costs (B·D)² parameters. Here every
-    row goes through the same two-layer MLP together with the mean direction of its batch, so that
-    a threshold depends on the row and on the composition of its batch at any batch size.
+    Every row goes through the same two-layer MLP together with the mean direction of its batch, so
+    that a threshold depends on the row and on the composition of its batch at any batch size.
 
-    The output is ``2.1 (σ(x) − 0.5)``, as released: slightly past [−1, 1], so that "everything is
-    negative" and "everything is positive" are both within reach. It starts near the top: what a
-    fresh encoder finds similar says nothing, and taking it for positives makes features collapse.
+    Args:
+        context: False leaves the batch's mean direction out: a threshold depends on its row alone.
     """
 
-    def __init__(self, features: int, hidden: int = 64) -> None:
+    def __init__(self, features: int, *, context: bool = True, hidden: int = 64) -> None:
         super().__init__()
+        self.context = context
         self.layers = nn.Sequential(
-            nn.Linear(2 * features, hidden), nn.GELU(), nn.Linear(hidden, 1)
+            nn.Linear(features * (1 + context), hidden), nn.GELU(), nn.Linear(hidden, 1)
         )
-        nn.init.constant_(self.layers[-1].bias, 3.0)  # k = 0.95
+        nn.init.constant_(self.layers[-1].bias, _FIRST_BIAS)
 
     def forward(self, features: Tensor) -> Tensor:  # (B, D) -> (B,)
-        directions = F.normalize(features, dim=-1)
-        context = directions.mean(dim=0, keepdim=True).expand_as(directions)
-        x = self.layers(torch.cat([directions, context], dim=-1)).squeeze(-1)
-        return 2.1 * (torch.sigmoid(x) - 0.5)
+        x = F.normalize(features, dim=-1)
+        if self.context:
+            x = torch.cat([x, x.mean(dim=0, keepdim=True).expand_as(x)], dim=-1)
+        return _threshold(self.layers(x).squeeze(-1))
+
+
+class FlattenedThresholdNetwork(nn.Module):
+    """g of the released program: a two-layer linear map from the batch as one vector to B thresholds.
+
+    Its weights, about ``8·B²·D`` of them, are tied to one batch size and to the order of the rows.
+    A smaller batch, the last of an epoch, is filled up with zeros, whose thresholds are dropped.
+    """
+
+    def __init__(self, features: int, batch_size: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.layers = nn.Sequential(
+            nn.Linear(batch_size * features, 8 * batch_size), nn.Linear(8 * batch_size, batch_size)
+        )
+        nn.init.constant_(self.layers[-1].bias, _FIRST_BIAS)
+
+    def forward(self, features: Tensor) -> Tensor:  # (B, D) -> (B,)
+        """Raises ValueError when there are more rows than the batch size it was built for."""
+        rows = len(features)
+        if rows > self.batch_size:
+            raise ValueError(
+                f"features: expected at most {self.batch_size} rows, the batch size that this "
+                f"network was built for, got {rows}"
+            )
+        x = F.pad(features, (0, 0, 0, self.batch_size - rows)).flatten()
+        return _threshold(self.layers(x)[:rows])

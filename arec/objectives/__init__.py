@@ -6,28 +6,19 @@ from arec.config import Config
 from arec.models import Encoder
 from arec.objectives.adaptiverec import AdaptiveRec
 from arec.objectives.base import Objective
+from arec.objectives.bert4rec import BERT4Rec
+from arec.objectives.cl4srec import CL4SRec
 from arec.objectives.duorec import DuoRec
 from arec.objectives.sasrec import SASRec
 
-__all__ = ["AdaptiveRec", "DuoRec", "Objective", "SASRec", "build_objective"]
+__all__ = ["AdaptiveRec", "BERT4Rec", "CL4SRec", "DuoRec", "Objective", "SASRec", "build_objective"]
 
-_METHODS = {"sasrec": SASRec, "duorec": DuoRec, "adaptiverec": AdaptiveRec}
-_CONTRASTIVE = ("views", "lambda_cl", "temperature", "same_target_negatives")
-_SETTINGS = {
-    "sasrec": (),
-    "duorec": _CONTRASTIVE,
-    "adaptiverec": (
-        *_CONTRASTIVE,
-        "positives",
-        "partner_weight",
-        "denominator",
-        "weighting",
-        "threshold_grad",
-        "quantile",
-        "regulariser",
-        "lambda_reg",
-        "regularise_encoder",
-    ),
+_METHODS = {
+    "sasrec": SASRec,
+    "bert4rec": BERT4Rec,
+    "cl4srec": CL4SRec,
+    "duorec": DuoRec,
+    "adaptiverec": AdaptiveRec,
 }
 
 
@@ -43,6 +34,7 @@ def build_objective(config: Config, num_items: int) -> Objective:
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
         norm_first=config.norm_first,
+        causal=not config.masked_items,
+        with_mask=config.masked_items or config.views == "cl4srec",
     )
-    settings = {name: getattr(config, name) for name in _SETTINGS[config.method]}
-    return _METHODS[config.method](encoder, **settings)
+    return _METHODS[config.method](encoder, config)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arec.config import Config
 from arec.data.batches import Batch
 from arec.models import Encoder
-from arec.objectives.softmax import full_softmax_loss
 
 
 class Objective(nn.Module):
@@ -15,9 +16,10 @@ class Objective(nn.Module):
     What must survive a checkpoint (an epoch's statistics, say) is a buffer.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__()
         self.encoder = encoder
+        self.config = config
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise (0-d) and 0-d tensors to log, averaged over the epoch."""
@@ -27,20 +29,32 @@ class Objective(nn.Module):
         """Called after an epoch's last batch; scalars to log with the epoch."""
         return {}
 
+    def features(
+        self,
+        inputs: Tensor,  # (B, L) int64, right-padded with 0
+        lengths: Tensor,  # (B,)
+    ) -> Tensor:  # (B, d)
+        """What stands for a sequence: the state that predicts its next item.
+
+        Of a bidirectional encoder that is the state of a mask after the last item (BERT4Rec).
+        """
+        if not self.encoder.causal:
+            inputs, lengths = append(inputs, lengths, self.encoder.mask_token)
+        return self.encoder(inputs, lengths, last_only=True)
+
     def score(
         self,
         inputs: Tensor,  # (B, L) int64, right-padded with 0
         lengths: Tensor,  # (B,)
     ) -> Tensor:  # (B, num_items + 1); column 0 is padding and means nothing
         """How well each item would come next."""
-        return self.encoder(inputs, lengths, last_only=True) @ self.encoder.item_table.T
+        return self.features(inputs, lengths) @ self.encoder.item_table.T
 
 
-def next_item_loss(
-    encoder: Encoder,
-    hidden: Tensor,  # (B, L, d)
-    batch: Batch,
-) -> Tensor:
-    """Mean cross-entropy of the next item, over all items and all real positions (SASRec)."""
-    real = batch.targets > 0
-    return full_softmax_loss(hidden[real], encoder.item_table, batch.targets[real])
+def append(
+    inputs: Tensor,  # (B, L) int64, right-padded with 0
+    lengths: Tensor,  # (B,)
+    item: Tensor | int,  # (B, 1), or the same for all
+) -> tuple[Tensor, Tensor]:  # (B, L + 1), (B,)
+    """One more item after each sequence's last."""
+    return F.pad(inputs, (0, 1)).scatter(1, lengths[:, None], item), lengths + 1

@@ -1,37 +1,27 @@
-"""What DuoRec and AdaptiveRec share: next-item loss + λ_cl · a contrastive loss on view pairs."""
+"""What the contrastive methods share: a basic loss + λ_cl · a loss on pairs of views."""
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from arec.augment import two_views
 from arec.data.batches import Batch
-from arec.models import Encoder
-from arec.objectives.base import Objective, next_item_loss
-
-Views = Literal["un", "su", "us", "us_x"]
+from arec.objectives.base import Objective
+from arec.objectives.bert4rec import masked_item_loss
+from arec.objectives.sasrec import next_item_loss
+from arec_kernels import adaptive_info_nce
 
 
 class ContrastiveObjective(Objective):
     """``L = L_basic + λ_cl · L_cl`` (Eq. 9), L_cl summed over the view pairs.
 
-    Args:
-        views: the pairs of DuoRec (Qiu et al., 2022) for a sequence with features h: "un" (h, h′),
-            h′ a second dropout pass; "su" (h, h_sem), h_sem another user's sequence with the same
-            target; "us" both pairs; "us_x" (h′, h_sem).
-        same_target_negatives: False takes rows with the same target, known to be no negatives of
-            each other, out of the denominator.
+    L_cl is NT-Xent (Eq. 2), in which every other row of the batch is a negative, unless a method
+    says otherwise.
     """
-
-    def __init__(
-        self, encoder: Encoder, *, views: Views, lambda_cl: float, same_target_negatives: bool
-    ) -> None:
-        super().__init__(encoder)
-        self.views = views
-        self.lambda_cl = lambda_cl
-        self.same_target_negatives = same_target_negatives
 
     def contrast(
         self,
@@ -39,16 +29,24 @@ class ContrastiveObjective(Objective):
         groups: Tensor | None,  # (B,) rows of the same group are no negatives
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What one view pair adds to the loss (0-d, λ_cl applied) and scalars to log."""
-        raise NotImplementedError
+        temperature = self.config.temperature
+        if self.config.similarity == "dot":
+            loss = dot_nt_xent(z, temperature, groups)
+        else:
+            loss = adaptive_info_nce(
+                z, math.inf, temperature=temperature, groups=groups, positives=False
+            )
+        return self.config.lambda_cl * loss, {"L_cl": loss}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        hidden = self.encoder(batch.inputs, batch.lengths)
-        loss = next_item_loss(self.encoder, hidden, batch)
+        if self.encoder.causal:
+            loss, anchor = next_item_loss(self.encoder, batch)
+        else:
+            loss, anchor = masked_item_loss(self.encoder, batch, self.config.mask_rate), None
         logged = {"L_basic": loss.detach()}
-        if not self.lambda_cl:
+        if not self.config.lambda_cl:
             return loss, logged
-        rows = torch.arange(len(hidden), device=hidden.device)
-        pairs = self.view_pairs(batch, hidden[rows, batch.lengths - 1])
+        pairs = self.view_pairs(batch, anchor)
         for z in pairs:
             weighted, scalars = self.contrast(z, self.groups(batch))
             loss = loss + weighted
@@ -58,24 +56,30 @@ class ContrastiveObjective(Objective):
 
     def groups(self, batch: Batch) -> Tensor | None:  # (B,)
         """Rows of the same group are known to be no negatives of each other."""
-        return None if self.same_target_negatives else batch.anchor_targets
+        return None if self.config.same_target_negatives else batch.anchor_targets
 
     def view_pairs(
         self,
         batch: Batch,
         anchor: Tensor | None = None,  # (B, d) the anchors' features if the caller has them
     ) -> list[Tensor]:  # (2B, d) each
-        """Features of the views, two by two."""
+        """Features of the views, two by two.
+
+        For a sequence with features h the pairs of DuoRec (Qiu et al., 2022) are "un" (h, h′), h′ a
+        second dropout pass; "su" (h, h_sem), h_sem another user's sequence with the same target;
+        "us" both pairs; "us_x" (h′, h_sem). "cl4srec" takes two of crop, mask and reorder.
+        """
 
         def own() -> Tensor:
-            return self.encoder(batch.inputs, batch.lengths, last_only=True)
+            return self.features(batch.inputs, batch.lengths)
 
         def same_target() -> Tensor:
-            return self.encoder(batch.partner_inputs, batch.partner_lengths, last_only=True)
+            return self.features(batch.partner_inputs, batch.partner_lengths)
 
-        if anchor is None and self.views != "us_x":
+        views = self.config.views
+        if anchor is None and views in ("un", "su", "us"):
             anchor = own()
-        match self.views:
+        match views:
             case "un":
                 pairs = [(anchor, own())]
             case "su":
@@ -84,4 +88,30 @@ class ContrastiveObjective(Objective):
                 pairs = [(anchor, own()), (anchor, same_target())]
             case "us_x":
                 pairs = [(own(), same_target())]
+            case "cl4srec":
+                augmented = two_views(
+                    batch.inputs,
+                    batch.lengths,
+                    crop_ratio=self.config.crop_ratio,
+                    mask_ratio=self.config.mask_ratio,
+                    reorder_ratio=self.config.reorder_ratio,
+                    mask_token=self.encoder.mask_token,
+                )
+                pairs = [tuple(self.features(*view) for view in augmented)]
         return [torch.cat(pair) for pair in pairs]
+
+
+def dot_nt_xent(
+    z: Tensor,  # (2B, d)
+    temperature: float,
+    groups: Tensor | None,  # (B,)
+) -> Tensor:  # 0-d
+    """NT-Xent on dot products in plain PyTorch, O(N²) memory: the op knows cosines only."""
+    rows = torch.arange(len(z), device=z.device)
+    partner = rows.roll(len(z) // 2)
+    excluded = rows[:, None] == rows
+    if groups is not None:
+        both = groups.repeat(2)
+        excluded |= (both[:, None] == both) & (partner[:, None] != rows)
+    logits = (z @ z.T / temperature).masked_fill(excluded, -math.inf)
+    return F.cross_entropy(logits, partner)

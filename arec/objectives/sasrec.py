@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from arec.data.batches import Batch
-from arec.objectives.base import Objective, next_item_loss
+from arec.models import Encoder
+from arec.objectives.base import Objective
+from arec.objectives.softmax import full_softmax_loss
 
 
 class SASRec(Objective):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = next_item_loss(self.encoder, self.encoder(batch.inputs, batch.lengths), batch)
+        loss, _ = next_item_loss(self.encoder, batch)
         return loss, {"L_basic": loss.detach()}
+
+
+def next_item_loss(encoder: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:  # 0-d, (B, d)
+    """Mean cross-entropy of the next item, over all items and all positions that have a target.
+
+    Returns:
+        The loss, and the hidden states of the last positions, which came with it.
+    """
+    if batch.targets.ndim == 1:
+        last = encoder(batch.inputs, batch.lengths, last_only=True)
+        return full_softmax_loss(last, encoder.item_table, batch.targets), last
+    hidden = encoder(batch.inputs, batch.lengths)
+    real = batch.targets > 0
+    loss = full_softmax_loss(hidden[real], encoder.item_table, batch.targets[real])
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return loss, hidden[rows, batch.lengths - 1]

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from arec.config import Config
 from arec.data.batches import Batch
 from arec.detection import false_negative_detection
 from arec.models import Encoder
@@ -14,7 +15,7 @@ def test_counts_are_those_of_the_pairs() -> None:
     torch.manual_seed(0)
     size, length = 10, 4
     encoder = Encoder(9, max_length=length, hidden_size=8, feed_forward=8, dropout=0.5)
-    objective = AdaptiveRec(encoder, views="su").train()
+    objective = AdaptiveRec(encoder, Config(views="su")).train()
     torch.nn.init.constant_(objective.threshold.layers[-1].bias, 0.3)
 
     def batch(rows: int) -> Batch:

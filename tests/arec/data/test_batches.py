@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,51 @@ def test_epochs_differ_and_repeat(split: LeaveOneOut) -> None:
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_rows_of_prefixes_are_all_prefixes_once(split: LeaveOneOut) -> None:
+    loader = batches(split, rows="prefix")
+    seen = []
+    for batch in loader.epoch(0):
+        assert batch.targets.shape == batch.lengths.shape
+        assert torch.equal(batch.anchor_targets, batch.targets)
+        for inputs, target, length in zip(batch.inputs, batch.targets, batch.lengths):
+            assert not inputs[length:].any()
+            seen.append((*inputs[:length].tolist(), target.item()))
+    expected = []
+    for user in range(split.sequences.num_users):
+        items = split.sequences[user][: split.train_lengths[user]].tolist()
+        expected += [tuple(items[max(0, i - MAX_LENGTH) : i + 1]) for i in range(1, len(items))]
+    assert sorted(seen) == sorted(expected)
+    assert len(loader) == -(-len(expected) // 16)
+
+
+def test_rows_of_prefixes_have_partners_before_the_same_target(split: LeaveOneOut) -> None:
+    known = training_windows(split)
+    own = 0
+    for batch in batches(split, rows="prefix").epoch(1):
+        for i, length in enumerate(batch.partner_lengths):
+            window = batch.partner_inputs[i, :length].tolist()
+            target = batch.targets[i].item()
+            assert any(k[-1] == target and list(k[-1 - length : -1]) == window for k in known)
+            own += torch.equal(batch.partner_inputs[i], batch.inputs[i])
+    assert own < 100, "mostly somebody else's"
+
+
+def test_a_prefix_costs_an_index_and_no_copy() -> None:
+    users, length = 10_000, 102  # 990,000 prefixes, as many as MovieLens 1M has
+    items = np.random.default_rng(0).integers(1, 3001, users * length).astype(np.int32)
+    offsets = np.arange(0, len(items) + 1, length)
+    ids = np.arange(1, 3001).astype(str)
+    split = LeaveOneOut(Sequences("large", items, offsets, ids, np.arange(users).astype(str)))
+    tracemalloc.start()
+    loader = batches(split, rows="prefix", batch_size=1024)
+    epoch = loader.epoch(0)
+    next(epoch)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(loader.users) == 990_000
+    assert held < 100e6, "with the index of same-target partners"
 
 
 @pytest.mark.parametrize("stage", ["valid", "test"])

@@ -1,0 +1,29 @@
+"""BERT4Rec: masked items with a bidirectional transformer (Sun et al., 2019), full softmax."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from arec.data.batches import Batch
+from arec.models import Encoder
+from arec.objectives.base import Objective, append
+from arec.objectives.softmax import full_softmax_loss
+
+
+class BERT4Rec(Objective):
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = masked_item_loss(self.encoder, batch, self.config.mask_rate)
+        return loss, {"L_basic": loss.detach()}
+
+
+def masked_item_loss(encoder: Encoder, batch: Batch, mask_rate: float) -> Tensor:  # 0-d
+    """Mean cross-entropy of masked items, over all items; 0 when chance masked none.
+
+    The sequence is a row's inputs and its last target. Each item is masked with probability
+    ``mask_rate``, the last one like any other: that is the position that ranking asks for.
+    """
+    items, lengths = append(batch.inputs, batch.lengths, batch.anchor_targets[:, None])
+    masked = (items > 0) & (torch.rand(items.shape, device=items.device) < mask_rate)
+    hidden = encoder(items.masked_fill(masked, encoder.mask_token), lengths)
+    return full_softmax_loss(hidden[masked], encoder.item_table, items[masked])

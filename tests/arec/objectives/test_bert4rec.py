@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from arec.objectives import bert4rec
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.7])
+def test_items_are_masked_at_the_rate_and_only_they_are_predicted(
+    build, batch, monkeypatch, rate
+) -> None:
+    objective = build(method="bert4rec", mask_rate=rate)
+    seen, predicted = [], []
+    monkeypatch.setattr(
+        objective.encoder, "forward",
+        lambda items, lengths: seen.append(items) or items[..., None].float().expand(-1, -1, 16),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        bert4rec, "full_softmax_loss",
+        lambda hidden, table, targets: predicted.append((hidden, targets)) or hidden.mean(),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for _ in range(400):
+        objective(batch)
+    masked = torch.stack(seen) == 13
+    count = int(batch.lengths.sum()) + 6  # the inputs and one target a row
+    assert masked.float().sum() / (400 * count) == pytest.approx(rate, rel=0.05)
+    last = masked[:, range(6), batch.lengths].float().mean()
+    assert last == pytest.approx(rate, rel=0.1), "the last item like any other"
+    for items, (hidden, targets) in zip(seen, predicted):
+        assert (hidden == 13).all() and len(targets) == (items == 13).sum()
+        assert ((targets >= 1) & (targets <= 12)).all()
+
+
+def test_targets_are_the_masked_items(build, batch) -> None:
+    whole = torch.cat([batch.inputs, torch.zeros(6, 1, dtype=torch.int64)], dim=1)
+    whole[range(6), batch.lengths] = batch.anchor_targets
+    objective = build(method="bert4rec", mask_rate=0.5)
+    torch.manual_seed(3)
+    loss, _ = objective(batch)
+    torch.manual_seed(3)
+    masked = (torch.rand(6, 6) < 0.5) & (whole > 0)
+    hidden = objective.encoder(whole.masked_fill(masked, 13), batch.lengths + 1)
+    logits = hidden[masked] @ objective.encoder.item_table[1:].T
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, whole[masked] - 1))
+
+
+def test_ranking_asks_for_a_mask_after_the_last_item(build, batch) -> None:
+    objective = build(method="bert4rec").eval()
+    scores = objective.score(batch.inputs, batch.lengths)  # the longest fills max_length
+    alone = torch.cat([batch.inputs[3:4, :2], torch.tensor([[13]])], dim=1)
+    state = objective.encoder(alone, torch.tensor([3]))[:, 2]
+    torch.testing.assert_close(scores[3:4], state @ objective.encoder.item_table.T)
+    assert scores.shape == (6, 13)
+
+
+def test_rows_of_prefixes_give_the_same_sequences(build, batch) -> None:
+    objective = build(method="bert4rec", mask_rate=0.5)
+    losses = []
+    for targets in (batch.targets, batch.anchor_targets):
+        torch.manual_seed(0)
+        losses.append(objective(dataclasses.replace(batch, targets=targets))[0])
+    assert losses[0] == losses[1] > 0
+
+
+def test_nothing_masked_is_no_error(build, batch) -> None:
+    loss, _ = build(method="bert4rec", mask_rate=1e-9)(batch)
+    loss.backward()
+    assert loss == 0

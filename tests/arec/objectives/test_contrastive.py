@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from arec.objectives import contrastive
+
+
+@pytest.fixture
+def counted(monkeypatch) -> list:
+    """Calls of the op by the methods that use NT-Xent."""
+    calls, op = [], contrastive.adaptive_info_nce
+
+    def adaptive_info_nce(*arguments, **options):
+        calls.append(arguments)
+        return op(*arguments, **options)
+
+    monkeypatch.setattr(contrastive, "adaptive_info_nce", adaptive_info_nce)
+    return calls
+
+
+@pytest.mark.parametrize("same_target_negatives", [True, False])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_duorec_is_nt_xent(build, batch, counted, similarity, same_target_negatives) -> None:
+    targets = batch.targets.clone()
+    targets[range(6), batch.lengths - 1] = torch.tensor([3, 3, 1, 2, 4, 5])
+    batch = dataclasses.replace(batch, targets=targets)
+    objective = build(
+        method="duorec", views="su", similarity=similarity, lambda_cl=0.3, temperature=0.5,
+        same_target_negatives=same_target_negatives,
+    )  # fmt: skip
+    loss, logged = objective(batch)
+    assert len(counted) == (similarity == "cosine"), "no InfoNCE outside the op but on dot products"
+    (z,) = objective.view_pairs(batch)
+    x = F.normalize(z) if similarity == "cosine" else z
+    logits = (x @ x.T / 0.5).fill_diagonal_(-math.inf)
+    if not same_target_negatives:
+        for i, j in [(0, 1), (0, 7), (1, 6), (6, 7)]:  # both views of the first two sequences
+            logits[i, j] = logits[j, i] = -math.inf
+    expected = F.cross_entropy(logits, torch.arange(12).roll(6))
+    torch.testing.assert_close(logged["L_cl"], expected.detach())
+    torch.testing.assert_close(loss, build(method="sasrec")(batch)[0] + 0.3 * expected)
+
+
+@pytest.mark.parametrize("method", ["cl4srec", "adaptiverec"])
+def test_cl4srec_s_views_are_features_of_augmented_sequences(
+    build, batch, monkeypatch, method
+) -> None:
+    def two_views(items, lengths, **options):
+        assert options == {
+            "crop_ratio": 0.5, "mask_ratio": 0.25, "reorder_ratio": 1.0, "mask_token": 13
+        }  # fmt: skip
+        return [(items.flip(0), lengths.flip(0)), (items, lengths)]
+
+    monkeypatch.setattr(contrastive, "two_views", two_views)
+    objective = build(
+        method=method, views="cl4srec", crop_ratio=0.5, mask_ratio=0.25, reorder_ratio=1.0
+    )
+    (z,) = objective.view_pairs(batch)
+    h = objective.encoder(batch.inputs, batch.lengths, last_only=True)
+    torch.testing.assert_close(z, torch.cat([h.flip(0), h]))
+    assert objective.score(batch.inputs, batch.lengths).shape == (6, 13), "no score for the mask"
+
+
+def test_masked_item_task_compares_masks_after_the_last_item(build, batch) -> None:
+    objective = build(method="duorec", views="su", task="masked-item", mask_rate=0.5)
+    torch.manual_seed(1)
+    loss, logged = objective(batch)
+    bert4rec = build(method="bert4rec", mask_rate=0.5)
+    torch.manual_seed(1)
+    basic, _ = bert4rec(batch)
+    torch.testing.assert_close(logged["L_basic"], basic.detach())
+    torch.testing.assert_close(loss.detach(), logged["L_basic"] + 0.1 * logged["L_cl"])
+    (z,) = objective.view_pairs(batch)
+    row = batch.partner_inputs[1:2, :2]  # a sequence of two items
+    with_mask = torch.cat([row, torch.tensor([[13]])], dim=1)
+    expected = objective.encoder(with_mask, torch.tensor([3]))[:, -1]
+    torch.testing.assert_close(z[7:8], expected)

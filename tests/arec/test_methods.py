@@ -1,0 +1,62 @@
+"""Every method and every variant trains, resumes its statistics and ranks, on small data."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from arec.config import Config
+from arec.data.interactions import Sequences
+from arec.data.split import LeaveOneOut
+from arec.trainer import Trainer, evaluate
+
+ROWS = 21  # with 8 in a batch the last one is incomplete
+
+
+@pytest.fixture(scope="module")
+def split() -> LeaveOneOut:
+    """Users who walk along a circle of 20 items."""
+    walks = [[(user + step) % 20 + 1 for step in range(5 + user % 9)] for user in range(ROWS)]
+    items = np.concatenate(walks).astype(np.int32)
+    offsets = np.cumsum([0, *map(len, walks)], dtype=np.int64)
+    return LeaveOneOut(
+        Sequences("walks", items, offsets, np.arange(20).astype(str), np.arange(ROWS).astype(str))
+    )
+
+
+VARIANTS = [
+    {"method": "sasrec"},
+    {"method": "sasrec", "rows": "prefix"},
+    {"method": "bert4rec"},
+    {"method": "cl4srec"},
+    {"method": "cl4srec", "similarity": "dot"},
+    *({"method": "duorec", "views": views} for views in ("un", "su", "us", "us_x")),
+    {"method": "duorec", "task": "masked-item", "rows": "prefix"},
+    {"method": "duorec", "similarity": "dot", "same_target_negatives": False},
+    *({"views": views} for views in ("un", "su", "us", "us_x", "cl4srec")),
+    *({"simthres": simthres} for simthres in ("row", "epoch")),
+    *({"threshold_network": network} for network in ("row", "flattened")),
+    {"lambda_reg": 0.0, "threshold_grad": 0.05},
+    {"positives": False},
+    {"task": "masked-item", "views": "cl4srec"},
+    {"rows": "prefix", "regulariser": "released", "denominator": "all"},
+]
+
+
+@pytest.mark.parametrize(
+    "settings", VARIANTS, ids=lambda settings: "-".join(map(str, settings.values()))
+)
+def test_trains_and_ranks(split, tmp_path, settings) -> None:
+    small = {"hidden_size": 8, "feed_forward": 8, "max_length": 6, "batch_size": 8, "epochs": 2}
+    trainer = Trainer(
+        Config(**small | {"warmup_epochs": 0.0, "weight_decay": 0.0} | settings), split, tmp_path
+    )
+    before = {name: value.clone() for name, value in trainer.objective.named_parameters()}
+    records = trainer.fit()
+    assert all(math.isfinite(record["loss"]) for record in records)
+    for name, value in trainer.objective.named_parameters():
+        assert not value.equal(before[name]), f"{name} was not trained"
+    figures = evaluate(trainer.objective, split, "test")
+    assert 0 <= figures["unfiltered"]["NDCG@10"] <= figures["filtered"]["NDCG@10"] <= 1
