@@ -116,7 +116,7 @@ class Plan:
         """The compile-time arguments that every kernel over tiles takes."""
         return {
             "WIDTH": self.width,
-            "BLOCK_K": min(self.tile.k, self.width),
+            "BLOCK_K": min(self.tile.k, self.block_d),
             "ROWS": self.tile.rows,
             "COLUMNS": self.tile.columns,
             "PRECISION": self.precision,
