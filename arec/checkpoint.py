@@ -7,10 +7,12 @@ import json
 import os
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 
 from arec.config import Config
@@ -19,9 +21,10 @@ from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.errors import UserError
 from arec.objectives import Objective, build_objective
+from arec.ranking import draw_candidates
 
-CONFIG, BEST, LAST, METRICS, LOG = (
-    "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl"
+CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES = (
+    "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl", "candidates.npz"
 )  # fmt: skip
 
 
@@ -99,6 +102,23 @@ def load_data(config: Config) -> LeaveOneOut:
         seed=config.seed,
     )
     return LeaveOneOut(sequences)
+
+
+def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np.ndarray]:
+    """The sampled candidates of the test stage: drawn once, then kept with the run.
+
+    Raises:
+        RunError: what is kept there is not readable, or there is no place for it.
+    """
+    path = run / CANDIDATES
+    if not path.is_file():
+        drawn = draw_candidates(split, "test", seed)
+        write_atomically(path, lambda file: np.savez_compressed(file, **drawn))
+    try:
+        with np.load(path) as kept:
+            return dict(kept)
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path}: not readable candidates ({type(error).__name__})") from None
 
 
 def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:

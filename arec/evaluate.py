@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arec.checkpoint import load_run
+from arec.checkpoint import load_run, sampled_candidates
 from arec.cli import Parser, run
 from arec.results import final_metrics, format_results
 from arec.trainer import pick_device
@@ -15,7 +15,9 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
     arguments = parser.parse_args()
     config, split, objective = load_run(arguments.run)
-    print(format_results(final_metrics(objective.to(pick_device(config.device)), split, config)))
+    objective.to(pick_device(config.device))
+    candidates = sampled_candidates(arguments.run, split, config.seed)
+    print(format_results(final_metrics(objective, split, config, candidates)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""NDCG, MRR and Recall of a ranking in which exactly one item is relevant (leave-one-out)."""
+"""Metrics of a ranking in which exactly one item is relevant (leave-one-out), and of its lists."""
 
 from __future__ import annotations
 
@@ -33,3 +33,30 @@ def metrics_from_ranks(
         for k in cutoffs
         for name, gain in gains.items()
     }
+
+
+def metrics_from_lists(
+    items: np.ndarray,  # (E, K) int, recommended items, best first; 0 is none
+    targets: np.ndarray,  # (E,) int, what the users chose
+    counts: np.ndarray,  # (num_items + 1,) int, how often each item occurs in the training part
+    cutoffs: Sequence[int],
+) -> dict[str, float]:
+    """What is recommended, whether right or wrong.
+
+    Coverage@k is the share of all items that somebody gets among the first k. PopularityBias@k is
+    the mean count in the training part of the items recommended among the first k, divided by that
+    of what the users chose: 1 is no bias, more is a bias towards popular items. Ratios over nothing
+    are 0.
+
+    Returns:
+        {"Coverage@5": …, "PopularityBias@5": …, …}, cutoffs in the order given.
+    """
+    chosen = counts[targets].mean()
+    metrics = {}
+    for k in cutoffs:
+        top = items[:, :k]
+        top = top[top > 0]
+        metrics[f"Coverage@{k}"] = len(np.unique(top)) / (len(counts) - 1)
+        bias = counts[top].mean() / chosen if len(top) and chosen else 0.0
+        metrics[f"PopularityBias@{k}"] = float(bias)
+    return metrics

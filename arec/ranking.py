@@ -1,22 +1,28 @@
-"""Who is ranked against what: the rank of each target among all items, in two protocols.
+"""Who is ranked against what: the rank of each target in each protocol.
 
 "unfiltered" ranks the target among all items, "filtered" leaves out the items of the user's
-history. Ranking knows scores only: a model, a baseline and the generator of the built-in data all
-hand batches of (users, scores) to `evaluate_scores`.
+history, "popular-100" and "random-100" rank it among sampled candidates. Ranking knows scores only:
+a model, a baseline and the generator of the built-in data all hand batches of (users, scores) to
+`evaluate_scores`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from arec.data.split import LeaveOneOut, Stage
-from arec.metrics import metrics_from_ranks
+from arec.metrics import metrics_from_lists, metrics_from_ranks
 
 # Users (B,), numbered as in `Sequences`, and their scores (B, num_items + 1).
 ScoreBatch = tuple[np.ndarray, torch.Tensor]
+# Sampled candidates of each ranked user by protocol, (E, 100) int32, filled up with 0.
+Candidates = Mapping[str, np.ndarray]
+
+CUTOFFS = (5, 10, 20, 50)
+_SAMPLED = 100
 
 
 def target_ranks(
@@ -37,24 +43,89 @@ def target_ranks(
     return 1 + ahead[:, 1:].sum(dim=1)
 
 
-def rank_targets(
-    split: LeaveOneOut, stage: Stage, batches: Iterable[ScoreBatch]
+def sampled_ranks(
+    scores: torch.Tensor,  # (B, V + 1) float
+    targets: torch.Tensor,  # (B,) int64, 1..V
+    candidates: torch.Tensor,  # (B, C) int64, without the target; filled up with 0
+) -> torch.Tensor:
+    """(B,) int64, the ranks of the targets among their candidates, ties and NaN as above."""
+    ahead = ~(scores.gather(1, candidates) < scores.gather(1, targets.unsqueeze(1)))
+    return 1 + (ahead & (candidates > 0)).sum(dim=1)
+
+
+def top_items(
+    scores: torch.Tensor,  # (B, V + 1) float, column 0 is padding
+    count: int,
+    exclude: torch.Tensor | None = None,  # (B, H) int64, never recommended; filled up with 0
+) -> torch.Tensor:
+    """(B, min(count, V)) int64, the items of the highest scores, best first; 0 where none is left."""
+    scores = scores.clone()
+    scores[:, 0] = -torch.inf
+    if exclude is not None:
+        scores.scatter_(1, exclude, -torch.inf)
+    best = scores.topk(min(count, scores.shape[1] - 1), dim=1)
+    return best.indices.masked_fill(best.values == -torch.inf, 0)
+
+
+def draw_candidates(
+    split: LeaveOneOut, stage: Stage, seed: int, batch_size: int = 256
 ) -> dict[str, np.ndarray]:
-    """Ranks of the targets of a stage in each protocol.
+    """100 items a user to rank the target against, none of them the target or in the history.
+
+    They are drawn without replacement, for "popular-100" in proportion to how often an item occurs
+    in the training part and for "random-100" uniformly.
+
+    Returns:
+        {"popular-100": (E, 100) int32, "random-100": (E, 100) int32} in the order of
+        `split.eval_users`; the end of a row is 0 where there are fewer items to draw from.
+    """
+    rng = np.random.default_rng(seed)
+    targets, lengths = split.targets(stage), split.history_lengths(stage)
+    counts = split.train_counts()
+    with np.errstate(divide="ignore"):  # an item that never occurs is never drawn
+        weights = {"popular": np.log(counts), "random": np.zeros(len(counts))}
+    drawn = {}
+    for name, log_weight in weights.items():
+        drawn[f"{name}-{_SAMPLED}"] = rows_drawn = np.zeros((len(targets), _SAMPLED), np.int32)
+        for rows in _slices(len(targets), batch_size):
+            # The largest of log w + Gumbel noise are a draw without replacement.
+            keys = torch.from_numpy(log_weight + rng.gumbel(size=(len(targets[rows]), len(counts))))
+            history = _padded(split, split.eval_users[rows], lengths[rows])
+            known = np.column_stack([history, targets[rows]])
+            items = top_items(keys, _SAMPLED, torch.from_numpy(known.astype(np.int64))).numpy()
+            rows_drawn[rows, : items.shape[1]] = items
+    return drawn
+
+
+def rank_targets(
+    split: LeaveOneOut,
+    stage: Stage,
+    batches: Iterable[ScoreBatch],
+    candidates: Candidates | None = None,
+    top: int = 0,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Ranks of the targets of a stage, and the items recommended in their place.
 
     Args:
         batches: users and scores, together each of `split.eval_users` once, in any order; scores
             of any float dtype, on any device.
+        candidates: more protocols, see `draw_candidates`.
+        top: number of items recommended, at most.
 
     Returns:
-        {"filtered": (E,) int64, "unfiltered": (E,) int64} in the order of `split.eval_users`.
+        ranks {"filtered": (E,) int64, "unfiltered": (E,) int64, and one for each of `candidates`}
+        and lists {"filtered": (E, top) int32, "unfiltered": (E, top) int32}, best first, filled up
+        with 0; rows in the order of `split.eval_users`.
 
     Raises:
         ValueError: `batches` misses a user, repeats one, or holds one that is not ranked.
     """
     num_ranked = len(split.eval_users)
     targets, lengths = split.targets(stage), split.history_lengths(stage)
-    ranks = {name: np.zeros(num_ranked, dtype=np.int64) for name in ("filtered", "unfiltered")}
+    candidates = candidates or {}
+    whole = ("filtered", "unfiltered")
+    ranks = {name: np.zeros(num_ranked, dtype=np.int64) for name in (*whole, *candidates)}
+    lists = {name: np.zeros((num_ranked, top), dtype=np.int32) for name in whole}
     for users, scores in batches:
         rows = np.searchsorted(split.eval_users, users)
         if (rows == num_ranked).any() or (split.eval_users[rows] != users).any():
@@ -63,24 +134,37 @@ def rank_targets(
             raise ValueError("batches: holds a user twice")
         target = torch.from_numpy(targets[rows].astype(np.int64)).to(scores.device)
         history = _padded(split, users, lengths[rows]).to(scores.device)
-        ranks["filtered"][rows] = target_ranks(scores, target, history).cpu().numpy()
-        ranks["unfiltered"][rows] = target_ranks(scores, target).cpu().numpy()
+        for name, exclude in zip(whole, (history, None)):
+            ranks[name][rows] = target_ranks(scores, target, exclude).cpu().numpy()
+            best = top_items(scores, top, exclude).cpu().numpy()
+            lists[name][rows, : best.shape[1]] = best
+        for name, sampled in candidates.items():
+            against = torch.from_numpy(sampled[rows].astype(np.int64)).to(scores.device)
+            ranks[name][rows] = sampled_ranks(scores, target, against).cpu().numpy()
     missing = np.count_nonzero(ranks["filtered"] == 0)
     if missing:
         raise ValueError(f"batches: {missing} of {num_ranked} users are missing")
-    return ranks
+    return ranks, lists
 
 
 def evaluate_scores(
     split: LeaveOneOut,
     stage: Stage,
     batches: Iterable[ScoreBatch],
-    cutoffs: Sequence[int] = (5, 10),
+    candidates: Candidates | None = None,
+    cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, dict[str, float]]:
-    """{"filtered": metrics, "unfiltered": metrics} as `metrics_from_ranks` gives them; arguments
-    and errors as in `rank_targets`."""
-    ranks = rank_targets(split, stage, batches)
-    return {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
+    """The metrics of each protocol: of ranks and, among all items, of lists too (`arec.metrics`).
+
+    Arguments and errors are as in `rank_targets`.
+    """
+    ranks, lists = rank_targets(split, stage, batches, candidates, top=max(cutoffs))
+    metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
+    for protocol, items in lists.items():
+        metrics[protocol] |= metrics_from_lists(
+            items, split.targets(stage), split.train_counts(), cutoffs
+        )
+    return metrics
 
 
 def popularity_scores(split: LeaveOneOut, batch_size: int = 256) -> Iterator[ScoreBatch]:

@@ -8,28 +8,35 @@ from arec.config import Config
 from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection
 from arec.objectives import AdaptiveRec, Objective
-from arec.ranking import evaluate_scores, oracle_scores, popularity_scores
+from arec.ranking import Candidates, evaluate_scores, oracle_scores, popularity_scores
 from arec.trainer import evaluate, training_batches
 
 _METRICS = ("NDCG@5", "NDCG@10", "MRR@5", "MRR@10", "Recall@5", "Recall@10")
 _ROWS = {"test": "test", "popularity": "popularity", "upper_bound": "upper bound"}
 
 
-def final_metrics(objective: Objective, split: LeaveOneOut, config: Config) -> dict[str, Any]:
+def final_metrics(
+    objective: Objective, split: LeaveOneOut, config: Config, candidates: Candidates
+) -> dict[str, Any]:
     """Validation and test figures, those of the popularity baseline, and what planted data add.
+
+    Args:
+        candidates: of the test stage, see :func:`arec.ranking.draw_candidates`.
 
     Returns:
         ``valid``, ``test``, ``popularity`` (on the test items) and, with planted truth,
-        ``upper_bound``: each ``{"filtered": metrics, "unfiltered": metrics}``. With planted truth and
-        AdaptiveRec also ``false_negatives``, see :func:`false_negative_detection`.
+        ``upper_bound``: each ``{protocol: metrics}``, see :func:`evaluate_scores`; ``valid`` has no
+        sampled protocols. With planted truth and AdaptiveRec also ``false_negatives``, see
+        :func:`false_negative_detection`.
     """
     metrics = {
         "valid": evaluate(objective, split, "valid"),
-        "test": evaluate(objective, split, "test"),
-        "popularity": evaluate_scores(split, "test", popularity_scores(split)),
+        "test": evaluate(objective, split, "test", candidates),
+        "popularity": evaluate_scores(split, "test", popularity_scores(split), candidates),
     }
     if split.sequences.planted is not None:
-        metrics["upper_bound"] = evaluate_scores(split, "test", oracle_scores(split, "test"))
+        scores = oracle_scores(split, "test")
+        metrics["upper_bound"] = evaluate_scores(split, "test", scores, candidates)
         if isinstance(objective, AdaptiveRec):
             batches = training_batches(config, split)
             metrics["false_negatives"] = false_negative_detection(objective, batches.epoch(0))
@@ -43,7 +50,10 @@ def format_results(metrics: dict[str, Any]) -> str:
         for protocol, figures in metrics.get(row, {}).items():
             name = f"{label} ({protocol})"
             lines.append(f"{name:24}" + "".join(f"{figures[metric]:11.4f}" for metric in _METRICS))
-    lines.append("filtered: the user's own history is not ranked; unfiltered: every item is")
+    lines += [
+        "filtered: the user's own history is not ranked; unfiltered: every item is;",
+        "popular-100, random-100: 100 items drawn by popularity or uniformly are, and the target",
+    ]
     if "false_negatives" in metrics:
         found = metrics["false_negatives"]
         lines += [

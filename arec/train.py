@@ -20,6 +20,7 @@ from arec.checkpoint import (
     RunError,
     load_data,
     load_run,
+    sampled_candidates,
     write_json,
     write_text,
 )
@@ -89,6 +90,7 @@ def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) ->
     )
     records = trainer.fit()
     _, _, objective = load_run(folder)
+    candidates = sampled_candidates(folder, split, config.seed)
     metrics = {
         "config": config.model_dump(mode="json"),
         "epochs": len(records),
@@ -96,7 +98,7 @@ def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) ->
         "minutes": sum(record["seconds"] for record in records) / 60,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        **final_metrics(objective.to(trainer.device), split, config),
+        **final_metrics(objective.to(trainer.device), split, config, candidates),
     }
     write_json(folder / METRICS, metrics)
     log.info("\n%s", format_results(metrics))

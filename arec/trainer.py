@@ -19,7 +19,7 @@ from arec.data.batches import TrainingBatches, history_batches
 from arec.data.split import LeaveOneOut, Stage
 from arec.detection import false_negative_detection
 from arec.objectives import AdaptiveRec, Objective, build_objective
-from arec.ranking import ScoreBatch, evaluate_scores
+from arec.ranking import Candidates, ScoreBatch, evaluate_scores
 
 log = logging.getLogger("arec")
 
@@ -44,9 +44,9 @@ def pick_device(name: str) -> torch.device:
 
 @torch.no_grad()
 def evaluate(
-    objective: Objective, split: LeaveOneOut, stage: Stage
+    objective: Objective, split: LeaveOneOut, stage: Stage, candidates: Candidates | None = None
 ) -> dict[str, dict[str, float]]:
-    """NDCG, MRR and Recall of whole ranking: see :func:`arec.ranking.evaluate_scores`."""
+    """The metrics of each protocol: see :func:`arec.ranking.evaluate_scores`."""
     objective.eval()
     device = next(objective.parameters()).device
 
@@ -56,7 +56,7 @@ def evaluate(
         ):
             yield users, objective.score(inputs.to(device), lengths.to(device))
 
-    return evaluate_scores(split, stage, scores())
+    return evaluate_scores(split, stage, scores(), candidates)
 
 
 def training_batches(config: Config, split: LeaveOneOut) -> TrainingBatches:

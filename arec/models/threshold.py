@@ -43,7 +43,7 @@ class ThresholdNetwork(nn.Module):
 
 
 class FlattenedThresholdNetwork(nn.Module):
-    """g of the released program: a two-layer linear map from the batch as one vector to B thresholds.
+    """g of the released program: two linear layers from the batch as one vector to B thresholds.
 
     Its weights, about ``8·B²·D`` of them, are tied to one batch size and to the order of the rows.
     A smaller batch, the last of an epoch, is filled up with zeros, whose thresholds are dropped.

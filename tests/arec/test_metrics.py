@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
-from arec.metrics import metrics_from_ranks
+from arec.metrics import metrics_from_lists, metrics_from_ranks
 from arec.ranking import target_ranks
 
 
@@ -63,3 +63,22 @@ def test_what_is_no_rank_is_refused(ranks):
 def test_cutoff_below_one_is_refused():
     with pytest.raises(ValueError, match="cutoffs"):
         metrics_from_ranks(np.array([1]), (5, 0))
+
+
+def test_known_lists():
+    counts = np.array([0, 8, 4, 2, 0])
+    lists = np.array([[1, 2, 0], [1, 3, 4]])
+    metrics = metrics_from_lists(lists, np.array([2, 4]), counts, (1, 3))
+    assert metrics == pytest.approx(
+        {
+            "Coverage@1": 1 / 4,
+            "PopularityBias@1": 8 / 2,
+            "Coverage@3": 1,
+            "PopularityBias@3": (8 + 4 + 8 + 2 + 0) / 5 / 2,
+        }
+    )
+
+
+def test_lists_of_nothing_are_no_error():
+    metrics = metrics_from_lists(np.zeros((2, 3), int), np.array([1, 1]), np.array([0, 0]), (3,))
+    assert metrics == {"Coverage@3": 0, "PopularityBias@3": 0}

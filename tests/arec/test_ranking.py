@@ -12,11 +12,14 @@ from arec.data import builtin
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.ranking import (
+    draw_candidates,
     evaluate_scores,
     oracle_scores,
     popularity_scores,
     rank_targets,
+    sampled_ranks,
     target_ranks,
+    top_items,
 )
 
 # Few distinct values, so that ties and NaN are the rule.
@@ -90,13 +93,83 @@ def test_both_protocols_in_the_order_of_the_users(split, stage):
     scores = torch.rand(7, 21)
     shuffled = np.array([6, 0, 5, 2, 3])
     batches = [(users, scores[users]) for users in (shuffled[:2], shuffled[2:])]
-    ranks = rank_targets(split, stage, batches)
+    ranks, lists = rank_targets(split, stage, batches, top=4)
     for i, user in enumerate(split.eval_users):
         length, target = split.history_lengths(stage)[i], split.targets(stage)[i]
         ahead = {j for j in range(1, 21) if j != target and scores[user, j] >= scores[user, target]}
         assert ranks["unfiltered"][i] == 1 + len(ahead)
         history = set(split.sequences[user][:length].tolist())
         assert ranks["filtered"][i] == 1 + len(ahead - history)
+        best = sorted(range(1, 21), key=lambda j: -scores[user, j])
+        assert lists["unfiltered"][i].tolist() == best[:4]
+        assert lists["filtered"][i].tolist() == [j for j in best if j not in history][:4]
+
+
+@given(one_ranking())
+def test_rank_among_candidates_counts_those_not_below_the_target(ranking):
+    scores, target, candidates = ranking
+    candidates = [item for item in candidates if item != target] + [0]
+    expected = 1 + sum(item > 0 and not scores[item] < scores[target] for item in candidates)
+    got = sampled_ranks(
+        torch.tensor([scores]), torch.tensor([target]), torch.tensor([candidates]).long()
+    )
+    assert got.tolist() == [expected]
+
+
+def test_top_items_when_few_are_left():
+    scores = torch.tensor([[9.0, 1.0, 3.0, 2.0]])
+    assert top_items(scores, 10, torch.tensor([[2, 0]])).tolist() == [[3, 1, 0]]
+
+
+@pytest.mark.parametrize("stage", ["valid", "test"])
+def test_candidates_are_neither_the_target_nor_in_the_history(split, stage):
+    drawn = draw_candidates(split, stage, seed=3, batch_size=2)
+    counts = split.train_counts()
+    for i, user in enumerate(split.eval_users):
+        known = set(split.sequences[user][: split.history_lengths(stage)[i]].tolist())
+        known.add(int(split.targets(stage)[i]))
+        # There are fewer than 100, so that all of them are drawn.
+        left = {
+            "random-100": set(range(1, 21)) - known,
+            "popular-100": set(np.flatnonzero(counts).tolist()) - known,
+        }
+        for name, expected in left.items():
+            row = drawn[name][i].tolist()
+            assert set(row[: len(expected)]) == expected
+            assert not any(row[len(expected) :])
+    again, other = draw_candidates(split, stage, 3, 2), draw_candidates(split, stage, 4, 2)
+    for name in drawn:
+        assert np.array_equal(drawn[name], again[name])
+        assert not np.array_equal(drawn[name], other[name])
+
+
+def test_candidates_are_drawn_by_popularity_or_uniformly():
+    # Item i occurs about i times as often as item 1.
+    rng = np.random.default_rng(0)
+    weights = np.arange(1, 401) / np.arange(1, 401).sum()
+    items = rng.choice(400, size=(2000, 10), p=weights).astype(np.int32) + 1
+    ids = np.arange(400).astype(str)
+    offsets = np.arange(0, 20_001, 10)
+    users = np.arange(2000).astype(str)
+    split = LeaveOneOut(Sequences("skewed", items.ravel(), offsets, ids, users))
+    drawn = draw_candidates(split, "test", seed=0)
+    for row in (*drawn["popular-100"][:50], *drawn["random-100"][:50]):
+        assert len(set(row.tolist())) == 100, "without replacement"
+    half = {name: (sampled <= 200).mean() for name, sampled in drawn.items()}
+    assert half["random-100"] == pytest.approx(0.5, abs=0.02)
+    first = {name: sampled[:, 0] <= 200 for name, sampled in drawn.items()}
+    assert first["popular-100"].mean() == pytest.approx(0.25, abs=0.04)
+    assert half["popular-100"] < 0.4
+
+
+def test_sampled_protocols_stand_beside_the_whole_ranking(split):
+    scores = torch.rand(5, 21)
+    drawn = draw_candidates(split, "test", seed=0)
+    metrics = evaluate_scores(split, "test", [(split.eval_users, scores)], drawn, cutoffs=(5, 20))
+    assert list(metrics) == ["filtered", "unfiltered", "popular-100", "random-100"]
+    # All items that are left are candidates, and repetitions leave the history of nobody here.
+    assert metrics["random-100"].items() <= metrics["filtered"].items()
+    assert "Coverage@20" in metrics["unfiltered"] and "Coverage@20" not in metrics["random-100"]
 
 
 def test_users_must_come_once_each(split):

@@ -50,6 +50,8 @@ def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch
     test, popularity = trained["test"], trained["popularity"]
     assert test["filtered"]["NDCG@10"] > popularity["filtered"]["NDCG@10"]
     assert test["filtered"]["NDCG@10"] >= test["unfiltered"]["NDCG@10"]
+    assert list(test) == ["filtered", "unfiltered", "popular-100", "random-100"]
+    candidates = (folder / "candidates.npz").read_bytes()
     log = (folder / "train.log").read_text()
     assert "90 users, 20 items" in log
     capsys.readouterr()
@@ -57,6 +59,7 @@ def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch
     call(evaluate, monkeypatch, folder)
     table = capsys.readouterr().out.rstrip()
     assert table in log, "the same table, to the last digit"
+    assert (folder / "candidates.npz").read_bytes() == candidates, "drawn once"
 
 
 def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> None:
@@ -243,3 +246,9 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
         call(recommend, monkeypatch, folder, "--users", "nobody")
     assert exit.value.code == 2
     assert "has no user 'nobody'" in capsys.readouterr().err
+
+
+def test_unreadable_candidates_are_one_clear_error(tmp_path) -> None:
+    (tmp_path / "candidates.npz").write_bytes(b"PK")
+    with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
+        checkpoint.sampled_candidates(tmp_path, split=None, seed=0)

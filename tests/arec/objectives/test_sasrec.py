@@ -10,7 +10,8 @@ def test_every_real_position_predicts_the_next_item(build, batch) -> None:
     objective = build(method="sasrec")
     loss, _ = objective(batch)
     real = batch.targets > 0
-    logits = objective.encoder(batch.inputs, batch.lengths)[real] @ objective.encoder.item_table[1:].T
+    hidden = objective.encoder(batch.inputs, batch.lengths)[real]
+    logits = hidden @ objective.encoder.item_table[1:].T
     torch.testing.assert_close(loss, F.cross_entropy(logits, batch.targets[real] - 1))
 
 
