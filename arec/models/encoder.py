@@ -72,8 +72,10 @@ class Encoder(nn.Module):
     """Item and position embeddings under a stack of :class:`Block`.
 
     Sequences are padded on the right with item 0, so that causal attention needs no mask: no
-    real position ever looks at padding. Positions are counted back from the end of the sequence:
-    the last item always has the same position embedding, whatever the length.
+    real position ever looks at padding. Positions count from the start of the window. Counted from
+    its end they would mark the last position, the one that is ranked and that contrastive losses
+    act on, while next-item training sees it once in a window: the contrast could then bend it
+    apart from all others.
 
     Args:
         num_items: items are 1..num_items; 0 is padding.
@@ -141,9 +143,7 @@ class Encoder(nn.Module):
         With ``last_only`` the last layer computes one query a row instead of L.
         """
         steps = torch.arange(inputs.shape[1], device=inputs.device)
-        last = self.positions.num_embeddings - 1
-        positions = last + 1 - lengths[:, None] + steps  # (B, L), past the last one for padding
-        x = self.items(inputs) + self.positions(positions.clamp(max=last))
+        x = self.items(inputs) + self.positions(steps)
         x = self.dropout(x if self.norm_first else self.norm(x))
         real = (steps < lengths[:, None])[:, None, None, :]  # (B, 1, 1, L)
         for block in self.blocks[:-1]:
