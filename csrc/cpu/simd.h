@@ -102,7 +102,8 @@ struct Avx512Bf16 : Avx512 {
 
 // 2^x to 2 ulp for -126 <= x < 128; NaN stays NaN. 2^x = 2^n 2^f with n = round(x), |f| <= 1/2;
 // adding 1.5 * 2^23 rounds to the integer n and leaves it in the low bits. The polynomial
-// minimises the error in ulp with the constant term fixed, so that 2^0 is exactly 1.
+// minimises the error in ulp with the constant term fixed, so that 2^0 is exactly 1; without a fused
+// multiply-add one more degree makes up for the additional roundings.
 template <class V>
 inline typename V::Reg exp2(typename V::Reg x) {
   if constexpr (sizeof(typename V::Scalar) == 8) {
@@ -112,10 +113,18 @@ inline typename V::Reg exp2(typename V::Reg x) {
     const auto round = V::broadcast(12582912.0f);
     const auto n = x + round;
     const auto f = x - (n - round);
+#if defined(__FMA__)
     auto p = 0.00132257072f * f + 0.00967176259f;
     p = p * f + 0.0555089153f;
     p = p * f + 0.240222365f;
     p = p * f + 0.693146825f;
+#else
+    auto p = 0.000153533620f * f + 0.00133988745f;
+    p = p * f + 0.00961843736f;
+    p = p * f + 0.0555033247f;
+    p = p * f + 0.240226479f;
+    p = p * f + 0.693147203f;
+#endif
     p = p * f + 1.0f;
     return V::scale_by_power(p, n);
   }

@@ -1,0 +1,165 @@
+"""What is particular to the C++ backend: instruction sets, threads, the exponential, memory, size."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import needs_cpp
+from correctness import OPTIONS, assert_correct, clear_thresholds, make_groups, make_rows
+
+from arec_kernels import (
+    adaptive_info_nce,
+    alignment_uniformity,
+    reference,
+    row_similarity_quantile,
+    similarity_histogram,
+)
+
+pytestmark = needs_cpp
+INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "portable")
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("AREC_CPU_ISA", request.param)
+    try:
+        torch.ops.arec_kernels.cpu_exp2(torch.zeros(16))
+    except RuntimeError:
+        pytest.skip(f"this machine has no {request.param}")
+    return request.param
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+@pytest.mark.parametrize("temperature", [0.5, 0.01])  # one shift for all rows, and one for each
+def test_every_instruction_set_is_correct(isa: str, options: dict, temperature: float) -> None:
+    z, groups = make_rows(130, 19), make_groups(130)  # three tiles, the last with two rows
+    assert_correct(z, clear_thresholds(z, groups), "cpp", groups=groups, temperature=temperature,
+                   threshold_grad=0.1, histogram_bins=20, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("d", [1, 2, 17, 64, 130])  # odd widths leave half a pair
+def test_half_precision_on_every_instruction_set(isa: str, dtype: torch.dtype, d: int) -> None:
+    z = make_rows(194, d, dtype)
+    assert_correct(z, clear_thresholds(z), "cpp", temperature=0.2)
+
+
+def test_statistics_on_every_instruction_set(isa: str) -> None:
+    z, groups = make_rows(258, 33), make_groups(258)
+    s = reference.cosine_similarities(z)[reference.candidates(z, groups)]
+    assert similarity_histogram(z, 40, groups=groups, backend="cpp").sum() == s.numel()
+    torch.testing.assert_close(
+        row_similarity_quantile(z, 0.9, groups=groups, backend="cpp"),
+        reference.row_similarity_quantile(z.double(), 0.9, groups=groups).float(),
+        atol=1e-6, rtol=0,
+    )
+    x, y = z.chunk(2)
+    torch.testing.assert_close(
+        alignment_uniformity(x, y, backend="cpp"), reference.alignment_uniformity(x, y)
+    )
+
+
+def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AREC_CPU_ISA", "mmx")
+    with pytest.raises(RuntimeError, match="AREC_CPU_ISA: expected .* got mmx"):
+        adaptive_info_nce(torch.randn(4, 2), 0.0, backend="cpp")
+
+
+def test_the_exponential_is_accurate_to_2_ulp(isa: str) -> None:
+    x = torch.cat((
+        torch.linspace(-126, 127, 1 << 20), torch.linspace(-1, 1, 1 << 18),
+        torch.arange(-126, 127 + 3).clamp_max(127).float(),  # powers of two, exactly
+    ))
+    y = torch.ops.arec_kernels.cpu_exp2(x).double().numpy()
+    exact = np.exp2(x.double().numpy())
+    ulp = np.spacing(exact.astype(np.float32)).astype(np.float64)
+    assert (np.abs(y - exact) / ulp).max() <= 2
+    assert (y[-256:] == exact[-256:]).all()
+
+
+def test_the_exponential_keeps_nan_and_never_turns_up_below_its_range(isa: str) -> None:
+    x = torch.tensor([float("nan"), float("-inf"), -1e30, -127.0, 0.0, -0.0, *[1.0] * 10])
+    y = torch.ops.arec_kernels.cpu_exp2(x)
+    assert y[0].isnan()
+    assert (y[1:4] <= 2.0**-126).all() and (y[1:4] >= 0).all()
+    assert (y[4:6] == 1).all()
+
+
+def outputs(z: torch.Tensor, k: torch.Tensor, **options) -> list[torch.Tensor]:
+    z, k = z.detach().requires_grad_(), k.detach().requires_grad_()
+    loss, stats = adaptive_info_nce(z, k, backend="cpp", reduction="none", threshold_grad=0.1,
+                                    histogram_bins=30, **options)
+    loss.sum().backward()
+    return [loss.detach(), z.grad, k.grad, *stats, row_similarity_quantile(z.detach(), 0.8)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("temperature", [0.5, 0.01])
+def test_the_same_bits_for_every_number_of_threads(dtype: torch.dtype, temperature: float) -> None:
+    z = make_rows(642, 20, dtype)  # 11 blocks: 1 to 8 threads meet them in different orders
+    k = clear_thresholds(z)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = outputs(z, k, temperature=temperature)
+        for count in (2, 3, 8):
+            torch.set_num_threads(count)
+            for _ in range(5):
+                for one, many in zip(alone, outputs(z, k, temperature=temperature), strict=True):
+                    assert torch.equal(one, many)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_similarities_are_symmetric_to_the_bit(isa: str) -> None:
+    """With one threshold for all rows a pair is positive for both its rows or for neither.
+
+    The thresholds are similarities of the batch, so that the last bit decides; the median of two
+    equal candidates reads one off.
+    """
+    z = make_rows(200, 37)
+    for i, j in ((0, 1), (5, 190), (63, 64), (130, 70)):
+        s = row_similarity_quantile(z[[i, j, i, j]], 0.5, backend="cpp")
+        assert s[0] == s[1]
+        _, stats = adaptive_info_nce(z, s[0], histogram_bins=2, backend="cpp")
+        assert stats.positives.sum() % 2 == 0
+
+
+@pytest.mark.parametrize("q", [0.001, 0.5, 0.9, 0.9999])
+def test_quantiles_of_many_equal_and_of_sorted_similarities(q: float) -> None:
+    angle = torch.linspace(0, 3, 1300)  # similarities of a row come in order: a sample is no sample
+    circle = torch.stack((angle.cos(), angle.sin()), dim=1)
+    for z in (circle, circle[torch.arange(1300) % 3]):
+        torch.testing.assert_close(
+            row_similarity_quantile(z, q, backend="cpp"),
+            reference.row_similarity_quantile(z.double(), q).float(), atol=1e-6, rtol=0,
+        )
+
+
+PEAK_MEMORY = """
+import sys, torch
+from pathlib import Path
+from arec_kernels import adaptive_info_nce
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+n = int(sys.argv[1])
+adaptive_info_nce(torch.randn(64, 64, requires_grad=True), 0.2, backend="cpp").backward()
+z = torch.randn(n, 64, requires_grad=True)
+before = resident("VmRSS")
+adaptive_info_nce(z, 0.2, histogram_bins=100, backend="cpp")[0].backward()
+assert torch.isfinite(z.grad).all()
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_is_linear_in_rows() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK_MEMORY, "32768"], capture_output=True,
+                          text=True, check=True, env={**os.environ, "AREC_CPU_ISA": ""})
+    assert int(done.stdout) < 200e6
