@@ -30,32 +30,73 @@ class Tile:
     k: int  # columns of the normalised rows in one product; wider rows take several
     warps: int
     stages: int  # of the software pipeline over the columns
-    # Of a thread of the backward kernel at most, so that two programs fit a multiprocessor.
+    # Limit for a thread of the backward kernel. By itself the assembler may take so many that only
+    # one program fits a multiprocessor, or so few that they spill.
     registers: int | None = None
 
 
-# By architecture (the oldest compute capability), operands and row width, for many rows. "fp32" runs
-# on the CUDA cores, "tf32" (also fp32 tensors), "bf16" and "fp16" on the tensor cores. The entries of
-# 80 fit the 99 KiB of shared memory that the smallest cards have.
-FP32_TILES = {64: Tile(64, 64, 32, 8, 2), 128: Tile(64, 32, 64, 8, 2), 256: Tile(32, 32, 32, 8, 2)}
+# Tile(rows, columns, k, warps, stages, registers) by architecture (the oldest compute capability),
+# operands and row width, for many rows. "fp32" runs on the CUDA cores, "tf32" (also fp32 tensors),
+# "bf16" and "fp16" on the tensor cores. The entries of 80 fit 99 KiB of shared memory, the least.
+FP32_TILES = {
+    64: Tile(64, 64, 32, 8, 2),
+    128: Tile(64, 32, 64, 8, 2),
+    256: Tile(32, 32, 32, 8, 2, 168),
+}
 TABLE: dict[int, dict[str, dict[int, Tile]]] = {
     80: {
         "fp32": FP32_TILES,
-        "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 32, 128, 8, 2), 256: Tile(32, 32, 64, 8, 2)},
-        "bf16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
-        "fp16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 2), 256: Tile(64, 32, 256, 8, 2)},
+        "tf32": {
+            64: Tile(128, 64, 64, 8, 2),
+            128: Tile(64, 32, 128, 8, 2),
+            256: Tile(32, 32, 64, 8, 2),
+        },
+        "bf16": {
+            64: Tile(128, 64, 64, 8, 3),
+            128: Tile(128, 64, 128, 8, 2),
+            256: Tile(64, 32, 256, 8, 2),
+        },
+        "fp16": {
+            64: Tile(128, 64, 64, 8, 3),
+            128: Tile(128, 64, 128, 8, 2),
+            256: Tile(64, 32, 256, 8, 2),
+        },
     },
     90: {
         "fp32": FP32_TILES,
-        "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(64, 32, 64, 8, 2)},
-        "bf16": {64: Tile(128, 64, 64, 8, 3, 128), 128: Tile(128, 64, 128, 8, 3), 256: Tile(64, 64, 256, 8, 2)},
-        "fp16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(128, 64, 128, 8, 3), 256: Tile(64, 32, 256, 8, 2)},
+        "tf32": {
+            64: Tile(128, 64, 64, 8, 2),
+            128: Tile(64, 64, 128, 8, 2),
+            256: Tile(64, 32, 64, 8, 2),
+        },
+        "bf16": {
+            64: Tile(128, 64, 64, 8, 3, 128),
+            128: Tile(128, 64, 128, 8, 3),
+            256: Tile(64, 64, 256, 8, 2),
+        },
+        "fp16": {
+            64: Tile(128, 64, 64, 8, 3),
+            128: Tile(128, 64, 128, 8, 3),
+            256: Tile(64, 32, 256, 8, 2),
+        },
     },
     100: {
         "fp32": FP32_TILES,
-        "tf32": {64: Tile(128, 64, 64, 8, 2), 128: Tile(64, 64, 128, 8, 2), 256: Tile(32, 32, 64, 8, 2)},
-        "bf16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(64, 64, 128, 8, 3), 256: Tile(64, 32, 256, 8, 2)},
-        "fp16": {64: Tile(128, 64, 64, 8, 3), 128: Tile(64, 64, 128, 8, 3), 256: Tile(64, 32, 256, 8, 2)},
+        "tf32": {
+            64: Tile(128, 64, 64, 8, 2),
+            128: Tile(64, 64, 128, 8, 2),
+            256: Tile(32, 32, 64, 8, 2),
+        },
+        "bf16": {
+            64: Tile(128, 64, 64, 8, 3),
+            128: Tile(64, 64, 128, 8, 3),
+            256: Tile(64, 32, 256, 8, 2),
+        },
+        "fp16": {
+            64: Tile(128, 64, 64, 8, 3),
+            128: Tile(64, 64, 128, 8, 3),
+            256: Tile(64, 32, 256, 8, 2),
+        },
     },
 }
 OPERANDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}

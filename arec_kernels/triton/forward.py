@@ -20,9 +20,9 @@ from arec_kernels.triton.normalize import normalize, row_weights
 from arec_kernels.triton.tile import (
     INFINITY,
     LN_2,
-    LOG2_E,
     candidates_only,
     count_bins,
+    is_nan,
     load_block,
     load_groups,
     similarity_tile,
@@ -119,9 +119,9 @@ def forward_kernel(
         m = tl.where(some, count, 1).to(tl.float32)
         loss -= tl.log(tl.full((ROWS,), partner_weight, tl.float32))
         loss -= tl.where(some, m * tl.log(rest_weight / m), 0.0)
-    is_nan = threshold != threshold
-    tl.store(loss_ptr + rows, tl.where(is_nan, threshold, loss), mask=inside)
-    tl.store(log_denominator_ptr + rows, tl.where(is_nan, threshold, log_denominator), mask=inside)
+    invalid = is_nan(threshold)
+    tl.store(loss_ptr + rows, tl.where(invalid, threshold, loss), mask=inside)
+    tl.store(log_denominator_ptr + rows, tl.where(invalid, threshold, log_denominator), mask=inside)
     tl.store(count_ptr + rows, count.to(tl.int64), mask=inside)
     tl.store(positives_ptr + rows, positives, mask=inside)
     if BLOCK_BINS:

@@ -17,6 +17,7 @@ from arec_kernels.triton.normalize import normalize
 from arec_kernels.triton.tile import (
     INFINITY,
     candidates_only,
+    is_nan,
     load_block,
     load_groups,
     similarity_tile,
@@ -84,7 +85,7 @@ def quantile_kernel(
         )
         is_above = s > smaller[:, None]
         above += tl.sum(is_above.to(tl.int32), 1)
-        invalid += tl.sum((s != s).to(tl.int32), 1)
+        invalid += tl.sum(is_nan(s).to(tl.int32), 1)
         larger = tl.minimum(larger, tl.min(tl.where(is_above, s, INFINITY), 1))
     larger = tl.where(above < candidates - rank, smaller, larger)
 

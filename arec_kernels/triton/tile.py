@@ -116,6 +116,11 @@ def count_bins(
 
 
 @triton.jit
+def is_nan(x):
+    return (x.to(tl.int32, bitcast=True) & 0x7FFFFFFF) > 0x7F800000
+
+
+@triton.jit
 def round_mantissa(x, DROPPED_BITS: tl.constexpr):
     """fp32 `x` to the nearest value with DROPPED_BITS fewer mantissa bits, ties to even.
 
@@ -130,5 +135,5 @@ def round_mantissa(x, DROPPED_BITS: tl.constexpr):
         bits += odd + ((1 << (DROPPED_BITS - 1)) - 1)
         bits = (bits >> DROPPED_BITS) << DROPPED_BITS
         # The carry would turn the NaN of all ones, the one hardware makes, into zero.
-        rounded = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+        rounded = tl.where(is_nan(x), x, bits.to(tl.float32, bitcast=True))
     return rounded

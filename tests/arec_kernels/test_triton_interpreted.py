@@ -18,8 +18,8 @@ def test_kernels_under_the_interpreter() -> None:
     tests = Path(__file__).with_name("test_triton_kernels.py")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True,
-        cwd=tests.parents[2],
+        check=False, cwd=tests.parents[2], env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True, text=True,
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert " passed" in run.stdout, run.stdout

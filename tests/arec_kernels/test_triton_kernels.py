@@ -191,7 +191,6 @@ def test_shapes(n: int, d: int, shape: config.Tile) -> None:
 @pytest.mark.parametrize("d", [20, 260])
 def test_half_precision(dtype: torch.dtype, d: int) -> None:
     z = rows(34, d, dtype)
-    loss, grad_z, _, _ = result(z, clear_thresholds(z), "triton", dtype)
     check(z, clear_thresholds(z), temperature=0.3)
 
 
@@ -352,10 +351,9 @@ def test_uniformity(n: int) -> None:
     assert torch.allclose(uniformity.double(), expected, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_ops_are_registered_properly(dtype: torch.dtype) -> None:
+def test_ops_are_registered_properly() -> None:
     ops = torch.ops.arec_kernels
-    z = rows(20, 6, dtype).T.contiguous().T
+    z = rows(20, 6, torch.bfloat16).T.contiguous().T
     k = clear_thresholds(z)
     options = (0.5, True, 0.3, "negatives", "label")
     groups = torch.arange(20, device=DEVICE) // 3

@@ -1,0 +1,253 @@
+"""Forward + backward on a GPU, against eager, torch.compile and published losses.
+
+    pytest bench/test_gpu_kernels.py        -> bench/results/gpu-<card>.json and .png
+
+Times are medians by CUDA events over inputs that take turns, so that none is still in the L2 cache.
+pytest-benchmark has no part in it: it reads the host's clock. A case that does not fit into memory,
+or whose package is missing, is skipped. Every record holds the fraction of two limits, from matrix
+and exponential rates measured in the same run: that of the schedule the kernels run (unshared: each
+pair computed for both its rows, 6 N^2 D FLOP and 2 N^2 exponentials) and that of the least possible
+work (shared: 4 N^2 D and N^2).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from publish import commit
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from arec_kernels import adaptive_info_nce
+
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU", allow_module_level=True)
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+tl = pytest.importorskip("triton.language")
+
+RESULTS = Path(__file__).parent / "results"
+TEMPERATURE = 0.1
+SIZES = (512, 2048, 8192, 32768, 65536, 262144)
+WIDTHS = (64, 128, 256)
+# Name: type of z, and torch's setting for products of float32.
+FORMATS = {
+    "fp32": (torch.float32, "highest"),
+    "tf32": (torch.float32, "high"),
+    "bf16": (torch.bfloat16, "highest"),
+}
+MIN_SECONDS = 0.2
+EXPONENTIALS = 256  # a thread of the rate measurement
+
+
+def eager(z: Tensor, k: Tensor) -> Tensor:
+    """The op in its default mode as one would write it in PyTorch, products in z's type."""
+    n = len(z)
+    unit = normalize(z.float()).to(z.dtype)
+    s = (unit @ unit.T).float()
+    row = torch.arange(n, device=z.device)
+    partner = row.roll(n // 2)
+    candidate = torch.ones(n, n, dtype=torch.bool, device=z.device)
+    candidate[row, row] = candidate[row, partner] = False
+    above = candidate & (s > k[:, None])
+    outside = ~candidate | above
+    outside[row, partner] = False
+    log_d = (s / TEMPERATURE).masked_fill(outside, -math.inf).logsumexp(1)
+    m = above.sum(1)
+    mean = torch.where(above, s, 0.0).sum(1) / m.clamp_min(1)
+    s_partner = s[row, partner]
+    target = torch.where(m > 0, 0.5 * (s_partner + mean), s_partner)
+    return (log_d - target / TEMPERATURE).mean()
+
+
+def ours(z: Tensor, k: Tensor) -> Tensor:
+    return adaptive_info_nce(z, k, temperature=TEMPERATURE, backend="triton")
+
+
+def ours_ntxent(z: Tensor, k: Tensor) -> Tensor:
+    return adaptive_info_nce(
+        z, math.inf, positives=False, temperature=TEMPERATURE, backend="triton"
+    )
+
+
+def metric_learning(z: Tensor, k: Tensor) -> Tensor:
+    losses = pytest.importorskip("pytorch_metric_learning.losses")
+    labels = torch.arange(len(z) // 2, device=z.device).repeat(2)
+    return losses.NTXentLoss(temperature=TEMPERATURE)(z, labels)
+
+
+def inf_cl(z: Tensor, k: Tensor) -> Tensor:
+    """N x N logits with each row's partner as its label; self is not left out, for it has no mask."""
+    flash = pytest.importorskip("inf_cl")
+    unit = normalize(z.float())
+    labels = torch.arange(len(z), device=z.device).roll(len(z) // 2)
+    return flash.cal_flash_loss(
+        unit, unit, labels=labels, scale=1 / TEMPERATURE, head_dim=z.shape[1]
+    ).mean()
+
+
+compiled = torch.compile(eager, dynamic=False)
+LOSSES = {
+    "ours": ours,
+    "ours, CUDA graph": ours,
+    "ours, NT-Xent": ours_ntxent,
+    "eager": eager,
+    "torch.compile": compiled,
+    "pytorch-metric-learning, NT-Xent": metric_learning,
+    "inf-cl, no mask": inf_cl,
+}
+INF_CL_FORMATS = ("tf32",)  # it turns its input into float32 and multiplies in TF32
+
+
+def median_ms(steps: list[Callable[[], object]]) -> float:
+    """Median milliseconds of a step; the steps, one for each input, take turns."""
+    for step in steps[:3] * 3:
+        step()
+    torch.cuda.synchronize()
+    times: list[float] = []
+    while sum(times) < 1e3 * MIN_SECONDS or len(times) < 10:
+        events = []
+        for step in steps[:100]:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            step()
+            end.record()
+            events.append((start, end))
+        torch.cuda.synchronize()
+        times += [start.elapsed_time(end) for start, end in events]
+    return statistics.median(times)
+
+
+def make_steps(loss: Callable, n: int, d: int, dtype: torch.dtype, graphed: bool) -> list[Callable]:
+    """One forward + backward for each of enough inputs to fill the L2 cache twice."""
+    size = n * d * torch.finfo(dtype).bits // 8
+    copies = min(100, 1 + 2 * torch.cuda.get_device_properties(0).L2_cache_size // size)
+    k = torch.full((n,), 3 / math.sqrt(d), device="cuda")  # above about 1 pair in 1,000
+    steps = []
+    for seed in range(copies):
+        generator = torch.Generator("cuda").manual_seed(seed)
+        z = torch.randn(n, d, device="cuda", generator=generator).to(dtype).requires_grad_()
+
+        def step(z: Tensor = z) -> None:
+            z.grad = None
+            loss(z, k).backward()
+
+        steps.append(capture(step) if graphed else step)
+    return steps
+
+
+def capture(step: Callable) -> Callable:
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+@triton.jit
+def exponentials_kernel(x_ptr, BLOCK: tl.constexpr, REPEATS: tl.constexpr):
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offsets)
+    for _ in range(REPEATS):
+        x = tl.exp2(-x)
+    tl.store(x_ptr + offsets, x)
+
+
+def exponential_rate() -> float:
+    """Exponentials a second."""
+    x = torch.rand(1 << 24, device="cuda")
+    ms = median_ms([lambda: exponentials_kernel[(len(x) // 1024,)](x, 1024, EXPONENTIALS)])
+    return len(x) * EXPONENTIALS / ms * 1e3
+
+
+def matrix_rate(dtype: torch.dtype, precision: str) -> float:
+    """FLOP a second of a large product."""
+    torch.set_float32_matmul_precision(precision)
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+    return 2 * 8192**3 / median_ms([lambda: a @ b]) * 1e3
+
+
+@pytest.fixture(scope="session")
+def report() -> Iterator[dict]:
+    """Collects the records; writes them, and the plot, when the session ends."""
+    card = torch.cuda.get_device_name()
+    collected = {
+        "card": card,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "commit": commit(),
+        "temperature": TEMPERATURE,
+        "schedule": "unshared",
+        "exponentials_per_second": exponential_rate(),
+        "flop_per_second": {name: matrix_rate(*how) for name, how in FORMATS.items()},
+        "records": [],
+    }
+    yield collected
+    name = "gpu-" + "".join(c if c.isalnum() else "-" for c in card.lower())
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(collected, indent=1) + "\n")
+    os.replace(temporary, path)
+    plot(collected, path.with_suffix(".png"))
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("d", WIDTHS)
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_forward_and_backward(report: dict, name: str, form: str, d: int, n: int) -> None:
+    if name.startswith("inf-cl") and form not in INF_CL_FORMATS:
+        pytest.skip("inf-cl has one format")
+    dtype, precision = FORMATS[form]
+    torch.set_float32_matmul_precision(precision)
+    torch.cuda.empty_cache()
+    try:
+        steps = make_steps(LOSSES[name], n, d, dtype, graphed="graph" in name)
+        steps[0]()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        steps[0]()
+        extra = torch.cuda.max_memory_allocated() - before
+        ms = median_ms(steps)
+    except torch.OutOfMemoryError:
+        pytest.skip("does not fit into memory")
+    record = {"name": name, "format": form, "n": n, "d": d, "ms": ms, "extra_bytes": extra}
+    if name.startswith("ours"):
+        for schedule, flop, exponentials in (("unshared", 6, 2), ("shared", 4, 1)):
+            seconds = max(
+                flop * n**2 * d / report["flop_per_second"][form],
+                exponentials * n**2 / report["exponentials_per_second"],
+            )
+            record[f"fraction_of_{schedule}_limit"] = 1e3 * seconds / ms
+    report["records"].append(record)
+    print(record)
+
+
+def plot(collected: dict, path: Path) -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figure, axes = pyplot.subplots(1, len(FORMATS), figsize=(15, 5), sharey=True)
+    for axis, form in zip(axes, FORMATS, strict=True):
+        for name in LOSSES:
+            points = sorted(
+                (r["n"], r["ms"])
+                for r in collected["records"]
+                if (r["name"], r["format"], r["d"]) == (name, form, WIDTHS[0])
+            )
+            if points:
+                axis.loglog(*zip(*points, strict=True), marker="o", label=name)
+        axis.set(title=f"{form}, D = {WIDTHS[0]}", xlabel="rows N")
+    axes[0].set_ylabel("forward + backward, ms")
+    axes[0].legend()
+    figure.suptitle(collected["card"])
+    figure.savefig(path, dpi=120)
