@@ -36,18 +36,16 @@ void add_sums(const Pairs<typename V::Scalar>& p, const Tile<typename V::Scalar>
       [[maybe_unused]] typename V::Mask candidate;
       if constexpr (masked) candidate = CandidateRow<V>(p.z, p.group, tile, i)(c);
       const auto add = [&](Sums<V>& sums, typename V::Reg y, typename V::Reg k) {
-        if constexpr (negatives_only || masked) {
-          auto mask = negatives_only ? V::not_greater(x, k) : candidate;
-          if constexpr (negatives_only && masked) mask = mask & candidate;
-          sums.exp = V::add_where(mask, sums.exp, y);
-        } else {
-          sums.exp = sums.exp + y;
-        }
+        [[maybe_unused]] typename V::Mask above;
+        if constexpr (negatives_only || positives) above = V::greater(x, k);
+        if constexpr (negatives_only && masked) sums.exp = V::add_where(~above & candidate, sums.exp, y);
+        else if constexpr (negatives_only) sums.exp = V::add_where(~above, sums.exp, y);
+        else if constexpr (masked) sums.exp = V::add_where(candidate, sums.exp, y);
+        else sums.exp = sums.exp + y;
         if constexpr (positives) {
-          auto mask = V::greater(x, k);
-          if constexpr (masked) mask = mask & candidate;
-          sums.positives = V::add_where(mask, sums.positives, x);
-          sums.count = V::add_where(mask, sums.count, V::broadcast(T(1)));
+          if constexpr (masked) above = above & candidate;
+          sums.positives = V::add_where(above, sums.positives, x);
+          sums.count = V::count_where(above, sums.count);
         }
       };
       add(row_sums[r], e.row, V::broadcast(p.threshold[i]));
@@ -90,7 +88,7 @@ void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int6
         flush(p.sum_exp + column + c, sums.exp);
         if constexpr (option & kPositives) {
           flush(p.sum_positives + column + c, sums.positives);
-          flush(p.num_positives + column + c, sums.count);
+          flush(p.num_positives + column + c, V::counted(sums.count));
         }
       }
     }
@@ -98,7 +96,7 @@ void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int6
       p.sum_exp[row + r] += V::sum(row_sums[r].exp);
       if constexpr (option & kPositives) {
         p.sum_positives[row + r] += V::sum(row_sums[r].positives);
-        p.num_positives[row + r] += V::sum(row_sums[r].count);
+        p.num_positives[row + r] += V::sum(V::counted(row_sums[r].count));
       }
     }
   }

@@ -31,10 +31,12 @@ struct Generic {
   }
   static Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
   static Mask greater(Reg a, Reg b) { return a > b; }  // false for NaN
-  static Mask not_greater(Reg a, Reg b) { return ~(a > b); }  // true for NaN
-  static Mask equal(Reg a, Reg b) { return a == b; }          // false for NaN
+  static Mask equal(Reg a, Reg b) { return a == b; }   // false for NaN
   static Reg add_where(Mask m, Reg a, Reg b) { return a + zero_unless(m, b); }
   static Reg zero_unless(Mask m, Reg a) { return (Reg)((Mask)a & m); }
+  // Counters are integers in the bits of a Reg: adds on units that the float sums leave alone.
+  static Reg count_where(Mask m, Reg counter) { return (Reg)((Mask)counter - m); }
+  static Reg counted(Reg counter) { return __builtin_convertvector((Mask)counter, Reg); }
   static Reg select(Mask m, Reg a, Reg b) { return m ? a : b; }
   static Reg max(Reg a, Reg b) { return a > b ? a : b; }  // b where either is NaN
   static Reg abs(Reg a) { return a < 0 ? -a : a; }
@@ -50,8 +52,9 @@ struct Generic {
   }
   // p * 2^n, where the low bits of `n` (a float holding 1.5 * 2^23 + n) are the integer n.
   static Reg scale_by_power(Reg p, Reg n) { return (Reg)((Mask)p + ((Mask)n << 23)); }
-  static void store_int(int32_t* p, Reg x) {  // towards zero
-    for (int lane = 0; lane < lanes; ++lane) p[lane] = int32_t(x[lane]);
+  template <int factor>  // factor times x as an integer, rounded towards zero
+  static void store_int(int32_t* p, Reg x) {
+    for (int lane = 0; lane < lanes; ++lane) p[lane] = factor * int32_t(x[lane]);
   }
 };
 
@@ -73,10 +76,14 @@ struct Avx512 {
   }
   static Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-  static Mask not_greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ); }
   static Mask equal(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static Reg add_where(Mask m, Reg a, Reg b) { return _mm512_mask_add_ps(a, m, a, b); }
   static Reg zero_unless(Mask m, Reg a) { return _mm512_maskz_mov_ps(m, a); }
+  static Reg count_where(Mask m, Reg counter) {
+    const __m512i old = _mm512_castps_si512(counter);
+    return _mm512_castsi512_ps(_mm512_mask_add_epi32(old, m, old, _mm512_set1_epi32(1)));
+  }
+  static Reg counted(Reg counter) { return _mm512_cvtepi32_ps(_mm512_castps_si512(counter)); }
   static Reg select(Mask m, Reg a, Reg b) { return _mm512_mask_blend_ps(m, b, a); }
   static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }  // b where either is NaN
   static Reg abs(Reg a) { return _mm512_abs_ps(a); }
@@ -86,7 +93,10 @@ struct Avx512 {
     return _mm512_castsi512_ps(_mm512_add_epi32(
         _mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
   }
-  static void store_int(int32_t* p, Reg x) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(x)); }
+  template <int factor>
+  static void store_int(int32_t* p, Reg x) {
+    _mm512_storeu_si512(p, _mm512_mullo_epi32(_mm512_cvttps_epi32(x), _mm512_set1_epi32(factor)));
+  }
 };
 #endif
 
