@@ -81,15 +81,17 @@ def draw_candidates(
     """
     rng = np.random.default_rng(seed)
     targets, lengths = split.targets(stage), split.history_lengths(stage)
-    counts = split.train_counts()
+    counts = split.train_counts().astype(np.float32)
     with np.errstate(divide="ignore"):  # an item that never occurs is never drawn
-        weights = {"popular": np.log(counts), "random": np.zeros(len(counts))}
+        weights = {"popular": np.log(counts), "random": np.zeros_like(counts)}
     drawn = {}
     for name, log_weight in weights.items():
         drawn[f"{name}-{_SAMPLED}"] = rows_drawn = np.zeros((len(targets), _SAMPLED), np.int32)
         for rows in _slices(len(targets), batch_size):
             # The largest of log w + Gumbel noise are a draw without replacement.
-            keys = torch.from_numpy(log_weight + rng.gumbel(size=(len(targets[rows]), len(counts))))
+            size = (len(targets[rows]), len(counts))
+            gumbel = -np.log(rng.standard_exponential(size, dtype=np.float32))
+            keys = torch.from_numpy(log_weight + gumbel)
             history = _padded(split, split.eval_users[rows], lengths[rows])
             known = np.column_stack([history, targets[rows]])
             items = top_items(keys, _SAMPLED, torch.from_numpy(known.astype(np.int64))).numpy()
