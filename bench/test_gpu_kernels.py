@@ -83,7 +83,7 @@ def metric_learning(z: Tensor, k: Tensor) -> Tensor:
 
 
 def inf_cl(z: Tensor, k: Tensor) -> Tensor:
-    """N x N logits with each row's partner as its label; self is not left out, for it has no mask."""
+    """N x N logits with each row's partner as its label; nothing leaves out self."""
     flash = pytest.importorskip("inf_cl")
     unit = normalize(z.float())
     labels = torch.arange(len(z), device=z.device).roll(len(z) // 2)

@@ -4,8 +4,8 @@ Nothing here has run on a card yet: the interpreter checks the results, and comp
 for registers and shared memory; speed has not been measured.
 
 The kernels stream tiles of the similarity matrix, which is never stored: memory is O(N D). Every
-launch goes to the current stream of the tensor's device, nothing synchronises with the host, and all
-can be captured in a CUDA graph. fp32 products follow `torch.get_float32_matmul_precision()`, which
+launch goes to the current stream of the tensor's device, nothing synchronises with the host, and
+all can be captured in a CUDA graph. fp32 products follow `torch.get_float32_matmul_precision()`, which
 forward and backward of one call must find the same: "highest" computes in fp32 on the CUDA cores,
 anything else in TF32.
 """

@@ -199,7 +199,7 @@ def threshold_pull(
     """(ROWS,) sums of dl_i/dq_ij sigma(1 - sigma) over the candidates of the tile."""
     distance = tl.abs((s - threshold[:, None]) / threshold_width) * LOG2_E
     tail = tl.exp2(-distance)
-    # One exponent for both factors: apart, a similarity far above log D overflows before sigma is 0.
+    # One exponent for both factors: apart, one far above log D overflows before sigma' is 0.
     share = tl.exp2(s * scale - log2_denominator[:, None] - distance)
     value = pull[:, None] * share + slope[:, None] * (s - center[:, None]) * tail
     return tl.sum(tl.where(s == -INFINITY, 0.0, value / ((1.0 + tail) * (1.0 + tail))), 1)

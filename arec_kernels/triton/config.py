@@ -113,8 +113,8 @@ WIDE_BLOCK = 128
 _forced_tile: Tile | None = None
 
 
-# From this temperature on exp((s - 1)/tau) of any cosine is a normal fp32 number, so that all rows can
-# share one shift and a pair's two exponentials are one. Below it each row uses its own.
+# From this temperature on exp((s - 1)/tau) of any cosine is a normal fp32 number, so that all rows
+# can share one shift and a pair's two exponentials are one. Below it each row uses its own.
 MIN_SHARED_SHIFT_TEMPERATURE = 0.025
 
 
@@ -170,7 +170,7 @@ class Plan:
 
 
 def plan(z: Tensor) -> Plan:
-    """The plan for `z` (N, D). Raises `RuntimeError` on a card older than compute capability 8.0."""
+    """The plan for `z` (N, D); `RuntimeError` on a card older than compute capability 8.0."""
     n, d = z.shape
     if d <= MAX_WHOLE_WIDTH:
         width = block_d = max(16, _next_power_of_2(d))
@@ -193,7 +193,7 @@ def plan(z: Tensor) -> Plan:
 
 
 def dropped_bits(dtype: torch.dtype) -> int:
-    """Bits to round off an fp32 mantissa before a cast to `dtype`, which may cut off: bfloat16's."""
+    """Bits to round off an fp32 mantissa before a cast to `dtype` that may cut them off."""
     return 16 if dtype is torch.bfloat16 else 0
 
 
@@ -222,7 +222,7 @@ def table_tile(capability: int, operands: str, block_d: int, n: int) -> Tile:
 
 @contextmanager
 def forced_tile(tile: Tile) -> Iterator[None]:
-    """Runs `tile` whatever the table says: for tests, and to search for better entries on a card."""
+    """Runs `tile` whatever the table says: for tests, and to search for better entries."""
     global _forced_tile
     before, _forced_tile = _forced_tile, tile
     try:

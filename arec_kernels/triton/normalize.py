@@ -57,7 +57,8 @@ def load_rows(
 ):
     """Rows of z, (ROWS, BLOCK) in fp32, zero past the last row and column."""
     columns = tl.arange(0, BLOCK)
-    offsets = rows.to(tl.int64)[:, None] * z_row_stride + columns.to(tl.int64)[None, :] * z_column_stride
+    row_offsets = rows.to(tl.int64) * z_row_stride
+    offsets = row_offsets[:, None] + (columns.to(tl.int64) * z_column_stride)[None, :]
     mask = (rows < n)[:, None] & (columns < d)[None, :]
     return tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
 
@@ -173,7 +174,10 @@ def row_coefficients(
     POSITIVES: tl.constexpr,
     WEIGHTING: tl.constexpr,
 ):
-    """(ROWS,) each: g W / tau, log2 D, g times a positive's weight / tau, g dl_i/ds_ip; zero past n."""
+    """(ROWS,) each: g W / tau, log2 D, g times a positive's weight / tau, g dl_i/ds_ip.
+
+    Rows past the last have zeros.
+    """
     inside = rows < n
     g = tl.load(grad_loss_ptr + rows * grad_loss_stride, mask=inside, other=0.0) / temperature
     log_denominator = tl.load(log_denominator_ptr + rows, mask=inside, other=0.0)
@@ -210,7 +214,7 @@ def normalize_for_backward(
     num_positives: Tensor,
     options: Options,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised rows (plan.rows, plan.width), and what backward needs of each, fp32 (7, plan.rows)."""
+    """Normalised rows (plan.rows, plan.width), and COEFFICIENTS of each, fp32 (7, plan.rows)."""
     n, d = z.shape
     unit = torch.empty(plan.rows, plan.width, dtype=plan.unit_dtype, device=z.device)
     coefficients = torch.empty(COEFFICIENTS, plan.rows, dtype=torch.float32, device=z.device)

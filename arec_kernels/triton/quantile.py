@@ -1,8 +1,8 @@
 """Exact quantile of each row's similarities without storing or sorting them.
 
-Each program finds the r-th smallest similarity of its rows by bisection on the bits of a float, which
-ordered as integers are in the order of the numbers: 32 passes over the columns pin down all of them.
-One pass more finds its successor.
+Each program finds the r-th smallest similarity of its rows by bisection on the bits of a float,
+which ordered as integers are in the order of the numbers: 32 passes over the columns pin down all
+of them. One pass more finds its successor.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What every kernel does with a tile of the similarity matrix: compute it, leave pairs out, round it.
+"""What every kernel does with a tile of the similarity matrix: compute, leave pairs out, round.
 
 All kernels compute a tile the same way, rows (I, D) times columns (J, D) transposed, with the same
 shapes and the same order of summation. Forward and backward therefore see the same bits and decide
-`s_ij > k_i` alike, and s_ij == s_ji: each product of a pair commutes, and pairs are summed over D in
-one order wherever in a tile they stand.
+`s_ij > k_i` alike, and s_ij == s_ji: each product of a pair commutes, and pairs are summed over D
+in one order wherever in a tile they stand.
 """
 
 import triton
@@ -42,7 +42,7 @@ def similarity_tile(
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Similarities (ROWS, COLUMNS) in fp32, and the last (COLUMNS, BLOCK_K) block they came from."""
+    """Similarities (ROWS, COLUMNS) in fp32, and the last (COLUMNS, BLOCK_K) block of columns."""
     if WIDTH == BLOCK_K:
         column_block = load_block(unit_ptr, first_column, 0, WIDTH, COLUMNS, BLOCK_K)
         s = tl.dot(row_block, tl.trans(column_block), input_precision=PRECISION)
@@ -58,7 +58,7 @@ def similarity_tile(
 
 @triton.jit
 def load_groups(groups_ptr, rows, n, NONE: tl.constexpr):
-    """Groups (rows,) with NONE in place of every negative one; rows and columns use another NONE."""
+    """Groups (rows,) with NONE for every negative one; NONE differs between rows and columns."""
     groups = tl.load(groups_ptr + rows, mask=rows < n, other=-1)
     return tl.where(groups < 0, NONE, groups)
 

@@ -83,7 +83,7 @@ def clear_thresholds(z: Tensor, groups: Tensor | None = None) -> Tensor:
 
 
 def result(z: Tensor, k: Tensor, backend: str, dtype: torch.dtype, **options):
-    """Loss (N,), gradients of z and k under fixed row weights, statistics; in float64 on the CPU."""
+    """Loss (N,), gradients of z and k under fixed row weights (all in float64), statistics."""
     z, k = z.detach().to(dtype).requires_grad_(), k.detach().requires_grad_()
     oracle = {"backend": "triton"} if backend == "triton" else {}
     op = adaptive_info_nce if backend == "triton" else reference.adaptive_info_nce
