@@ -157,12 +157,12 @@ class Trainer:
         for batch in self.batches.epoch(epoch):
             self.optimizer.zero_grad(set_to_none=True)
             loss, scalars = self.objective(batch.to(self.device))
-            loss.backward()
+            (batch.weight * loss).backward()
             torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
             self.optimizer.step()
             self.schedule.step()
             for name, value in {"loss": loss.detach(), **scalars}.items():
-                sums[name] = sums.get(name, 0) + value
+                sums[name] = sums.get(name, 0) + batch.weight * value
             bar.update()
         means = {name: value.item() / len(self.batches) for name, value in sums.items()}
         if not math.isfinite(means["loss"]):

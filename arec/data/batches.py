@@ -31,6 +31,7 @@ class Batch:
     partner_inputs: Tensor | None = None  # (B, L) a sequence before the same target; else the own
     partner_lengths: Tensor | None = None  # (B,)
     intents: Tensor | None = None  # (2B,) planted intent of the anchor's and the partner's target
+    weight: float = 1.0  # its targets over those of the epoch's mean batch
 
     @property
     def anchor_targets(self) -> Tensor:  # (B,)
@@ -39,11 +40,11 @@ class Batch:
         return self.targets.gather(1, self.lengths[:, None] - 1).squeeze(1)
 
     def to(self, device: torch.device) -> Batch:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return Batch(
             **{
-                name: None if value is None else value.to(device, non_blocking=True)
-                for name, value in moved.items()
+                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for name, value in values.items()
             }
         )
 
@@ -58,6 +59,10 @@ class TrainingBatches:
     target of the window that ends there; windows are cut when a batch needs them, so that a row
     costs one index. An epoch's batches depend on ``seed`` and the epoch's number only, so a
     resumed run sees what an uninterrupted one would have seen.
+
+    Batches hold windows of similar lengths, so their numbers of targets differ. A loss that is a
+    mean over a batch has to be multiplied by ``Batch.weight``, or a target in a batch of short
+    windows would count many times as much as one among long windows.
     """
 
     def __init__(
@@ -98,9 +103,12 @@ class TrainingBatches:
             ]
         )
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        targets = lengths if self.prefixes is None else np.ones_like(lengths)
+        mean_targets = targets.sum() / len(batches)
         for i in rng.permutation(len(batches)):
             rows = batches[i]
-            yield self._batch(users[rows], ends[rows], lengths[rows], rng)
+            weight = targets[rows].sum() / mean_targets
+            yield self._batch(users[rows], ends[rows], lengths[rows], float(weight), rng)
 
     def _shuffled_rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Users and, in their sequences, the positions of the targets: inputs end one before."""
@@ -115,7 +123,12 @@ class TrainingBatches:
         return users, np.where(rng.random(len(users)) < self.random_windows, anywhere, last)
 
     def _batch(
-        self, users: np.ndarray, ends: np.ndarray, lengths: np.ndarray, rng: np.random.Generator
+        self,
+        users: np.ndarray,
+        ends: np.ndarray,
+        lengths: np.ndarray,
+        weight: float,
+        rng: np.random.Generator,
     ) -> Batch:
         sequences = self.split.sequences
         width = int(lengths.max())
@@ -124,6 +137,7 @@ class TrainingBatches:
             "inputs": gather_windows(sequences.items, target_positions, lengths, width),
             "targets": self._targets(target_positions, lengths, width),
             "lengths": torch.from_numpy(lengths),
+            "weight": weight,
         }
         partner_positions = target_positions
         if self.index is not None:
