@@ -9,6 +9,7 @@ The README's sections between ``<!-- results:NAME -->`` marks hold nothing typed
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -24,8 +25,6 @@ PUBLISHED = ROOT / "bench" / "published.json"
 
 def machine() -> str:
     """Processor model and number of cores that this process may use."""
-    import os
-
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -45,7 +44,7 @@ def commit() -> str:
 def publish(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    kept = {"machine": machine(), "commit": commit(), **metrics, "log": records}
+    kept = {"machine": machine(), "published_at_commit": commit(), **metrics, "log": records}
     (RESULTS / f"{run.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
@@ -60,7 +59,8 @@ def ranking_table(dataset: str) -> str:
     for path in sorted(RESULTS.glob(f"*-{dataset}*.json")):
         result = json.loads(path.read_text())
         notes.add(result["machine"])
-        for protocol, figures in result["test"].items():
+        for protocol in ("filtered", "unfiltered"):
+            figures = result["test"][protocol]
             cells = " | ".join(f"{figures[name]:.4f}" for name in names)
             lines.append(
                 f"| `{path.stem}` | {protocol} | {cells} | {result['epochs']} "

@@ -1,0 +1,42 @@
+"""What the README says is so."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from arec.cli import Parser, add_settings
+from arec.config import RECIPES, Config
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_code_runs(code: str) -> None:
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_options_and_recipes_exist() -> None:
+    parser = Parser("arec.train", "")
+    add_settings(parser)
+    known = set(parser._option_string_actions) | {"--config", "--run-dir", "--resume"}
+    for line in "\n".join(blocks("sh")).splitlines():
+        if "arec.train" in line:
+            assert set(re.findall(r"--[a-z-]+", line)) <= known, line
+            for recipe in re.findall(r"--config (\S+)", line):
+                assert (RECIPES / f"{recipe}.toml").is_file()
+            for method in re.findall(r"--method (\S+)", line):
+                Config(method=method)
+
+
+def test_results_are_those_of_the_committed_files() -> None:
+    publish = runpy.run_path(str(ROOT / "bench" / "publish.py"))
+    assert publish["render"]() == README, "run python bench/publish.py"
