@@ -90,8 +90,9 @@ def draw_candidates(
         for rows in _slices(len(targets), batch_size):
             # The largest of log w + Gumbel noise are a draw without replacement.
             size = (len(targets[rows]), len(counts))
-            gumbel = -np.log(rng.standard_exponential(size, dtype=np.float32))
-            keys = torch.from_numpy(log_weight + gumbel)
+            # A float32 draw may round to 0, whose key would be infinite even for a weight of 0.
+            noise = np.maximum(rng.standard_exponential(size, dtype=np.float32), 1e-30)
+            keys = torch.from_numpy(log_weight - np.log(noise))
             history = _padded(split, split.eval_users[rows], lengths[rows])
             known = np.column_stack([history, targets[rows]])
             items = top_items(keys, _SAMPLED, torch.from_numpy(known.astype(np.int64))).numpy()

@@ -44,6 +44,7 @@ def commit() -> str:
 def publish(run: Path) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    del metrics["config"]["data_dir"]  # where the files lay on that machine is nobody's business
     kept = {"machine": machine(), "published_at_commit": commit(), **metrics, "log": records}
     (RESULTS / f"{run.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
 
