@@ -45,11 +45,11 @@ def final_metrics(
 
 def format_results(metrics: dict[str, Any]) -> str:
     """A table for the terminal."""
-    lines = [f"{'':24}" + "".join(f"{name:>11}" for name in _METRICS)]
+    lines = [f"{'':26}" + "".join(f"{name:>11}" for name in _METRICS)]
     for row, label in _ROWS.items():
         for protocol, figures in metrics.get(row, {}).items():
             name = f"{label} ({protocol})"
-            lines.append(f"{name:24}" + "".join(f"{figures[metric]:11.4f}" for metric in _METRICS))
+            lines.append(f"{name:26}" + "".join(f"{figures[metric]:11.4f}" for metric in _METRICS))
     lines += [
         "filtered: the user's own history is not ranked; unfiltered: every item is;",
         "popular-100, random-100: 100 items drawn by popularity or uniformly are, and the target",
@@ -58,9 +58,9 @@ def format_results(metrics: dict[str, Any]) -> str:
         found = metrics["false_negatives"]
         lines += [
             "",
-            f"{'false negatives':24}{'precision':>11}{'recall':>11}",
-            f"{'above SimThres':24}{found['precision']:11.4f}{found['recall']:11.4f}",
-            f"{'random, as many':24}{found['base_rate']:11.4f}{found['selected']:11.4f}",
+            f"{'false negatives':26}{'precision':>11}{'recall':>11}",
+            f"{'above SimThres':26}{found['precision']:11.4f}{found['recall']:11.4f}",
+            f"{'random, as many':26}{found['base_rate']:11.4f}{found['selected']:11.4f}",
             "a pair of sequences is a true one when the same planted intent makes both targets;",
             "the precision of a random mask is the base rate",
         ]
