@@ -46,9 +46,9 @@ inline double sum_in_lanes(int64_t count, F term) {
   for (; d + 8 <= count; d += 8)
     for (int lane = 0; lane < 8; ++lane) sums[lane] += term(d + lane);
   for (; d < count; ++d) sums[0] += term(d);
-  double total = 0;
-  for (double x : sums) total += x;
-  return total;
+  for (int half = 4; half > 0; half /= 2)
+    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  return sums[0];
 }
 
 // Norm of a row as scaled_norm / scale with a power of two `scale`: no finite row overflows.
@@ -91,8 +91,11 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
       if (!(norm.scaled < 1e-12 * scale)) factor = 1 / norm.scaled;
       if (!(norm.scaled < __builtin_inf())) factor = __builtin_nan("");  // infinite rows are NaN, not zero
       z.inverse_norm[i] = factor * scale;
-      for (int64_t d = 0; d < z.dim; ++d) {
-        const T unit = T(E::load(z.z, i * z.dim + d) * scale * factor);
+      const void* const values = z.z;  // no store below can change it
+      const int64_t offset = i * z.dim, dim = z.dim;
+#pragma GCC ivdep
+      for (int64_t d = 0; d < dim; ++d) {
+        const T unit = T(E::load(values, offset + d) * scale * factor);
         if constexpr (pack == 1) row[d] = E::round(unit);
         else halves[d] = BFloat16::narrow(unit);
       }
@@ -106,10 +109,15 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
       for (int64_t d = 0; d < z.width; ++d) pairs[2 * d] = halves[d];
     }
   }
-  for (int64_t i = rows.begin; i < rows.end; i += kPanel<V>)
-    for (int64_t d = 0; d < depth; ++d)
-      for (int r = 0; r < kPanel<V>; ++r)
-        z.panels[i * depth + d * kPanel<V> + r] = z.rows[(i + r) * stride + d];
+  for (int64_t i = rows.begin; i < rows.end; i += V::kLanes) {
+    const T* const from = z.rows + i * stride;
+    T* const panel = z.panels + i / kPanel<V> * kPanel<V> * depth + i % kPanel<V>;
+    int64_t d = 0;
+    for (; d + V::kLanes <= depth; d += V::kLanes)
+      V::transpose(from + d, stride, panel + d * kPanel<V>, kPanel<V>);
+    for (; d < depth; ++d)
+      for (int r = 0; r < V::kLanes; ++r) panel[d * kPanel<V> + r] = from[r * stride + d];
+  }
 }
 
 // dz = (dẑ - (dẑ . ẑ) ẑ) / |z|
