@@ -123,13 +123,13 @@ void backward(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
     T* const to_rows = p.gradient + tile.row * z.width;
     T* const to_columns = p.gradient + tile.column * z.width;
     if constexpr (V::kPack == 1) {
-      add_product<V>(s, kTile, 1, z_columns, z.width, to_rows);
-      add_product<V>(s, 1, kTile, z_rows, z.width, to_columns);
+      add_product<V>(s, kTile, 1, z_columns, z, to_rows);
+      add_product<V>(s, 1, kTile, z_rows, z, to_columns);
     } else {
       alignas(64) T left[kTile * kTile / 2], right[kTile * kTile / 2];
       pack_pairs<V>(s, left, right);
-      add_product<V>(left, kTile / 2, 1, z_columns, z.width, to_rows);
-      add_product<V>(right, 1, kTile, z_rows, z.width, to_columns);
+      add_product<V>(left, kTile / 2, 1, z_columns, z, to_rows);
+      add_product<V>(right, 1, kTile, z_rows, z, to_columns);
     }
   });
 }

@@ -31,7 +31,8 @@ struct Embeddings {
   Element element;
   int64_t n, dim;
   int64_t padded_n;     // n up to whole tiles
-  int64_t width;        // dim up to a multiple of 16
+  int64_t width;        // from row to row: dim up to a multiple of 16, an odd one where rows are long,
+                        // which would share few sets of the cache if a power of two lay between them
   int64_t partner;      // rows i and i + partner are two views; 0 if rows have no partners
   T* rows;              // (padded_n, width): left operand of a product, one row after the other
   T* panels;            // (padded_n / panel, dim, panel): right operand of z z^T

@@ -105,6 +105,7 @@ struct Input {
     rows.dim = dim;
     rows.padded_n = (n + kTile - 1) / kTile * kTile;
     rows.width = (dim + 15) / 16 * 16;
+    if (rows.width >= 128) rows.width |= 16;
     rows.partner = partners ? n / 2 : 0;
     memory.want(rows.rows, rows.padded_n * rows.width / pack);
     memory.want(rows.panels, rows.padded_n * ((dim + pack - 1) / pack));

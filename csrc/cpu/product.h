@@ -52,18 +52,20 @@ inline void similarities(const arec::cpu::Embeddings<T>& z, int64_t row, int64_t
                                       kPanel<V>, depth, s, s_row);
 }
 
-// C (kTile, width) += A B, A (kTile, kTile) being a tile of G or its transpose, B kTile rows of z.
+// C (kTile, dim) += A B, A (kTile, kTile) being a tile of G or its transpose, B kTile rows of z.
 template <class V, class T>
-void add_product(const T* a, int64_t a_row, int64_t a_depth, const T* b, int64_t width, T* c) {
+void add_product(const T* a, int64_t a_row, int64_t a_depth, const T* b,
+                 const arec::cpu::Embeddings<T>& z, T* c) {
   constexpr int64_t depth = arec::cpu::kTile / V::kPack;
+  const int64_t width = z.width, columns = (z.dim + V::kLanes - 1) / V::kLanes * V::kLanes;
   int64_t column = 0;
   const auto add = [&](auto kernel) {
     for (int64_t r = 0; r < arec::cpu::kTile; r += V::kRows)
       kernel(a + r * a_row, a_row, a_depth, b + column, width, depth, c + r * width + column, width);
   };
-  for (; column + kPanel<V> <= width; column += kPanel<V>)
+  for (; column + kPanel<V> <= columns; column += kPanel<V>)
     add(product<V, V::kPanelVectors, true>);
-  for (; column < width; column += V::kLanes) add(product<V, 1, true>);
+  for (; column < columns; column += V::kLanes) add(product<V, 1, true>);
 }
 
 }  // namespace
