@@ -170,13 +170,14 @@ class Config(BaseModel):
         return self.method == "bert4rec" or (self.task == "masked-item" and self.method != "sasrec")
 
     @property
+    def contrastive(self) -> bool:
+        """Whether training compares views."""
+        return self.method in ("cl4srec", "duorec", "adaptiverec") and self.lambda_cl > 0
+
+    @property
     def partners(self) -> bool:
         """Whether training draws same-target partners."""
-        return (
-            self.method in ("duorec", "adaptiverec")
-            and self.lambda_cl > 0
-            and self.views in ("su", "us", "us_x")
-        )
+        return self.contrastive and self.views in ("su", "us", "us_x")
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Config:

@@ -37,7 +37,7 @@ def final_metrics(
     if split.sequences.planted is not None:
         scores = oracle_scores(split, "test")
         metrics["upper_bound"] = evaluate_scores(split, "test", scores, candidates)
-        if isinstance(objective, AdaptiveRec):
+        if isinstance(objective, AdaptiveRec) and config.contrastive:
             batches = training_batches(config, split)
             metrics["false_negatives"] = false_negative_detection(objective, batches.epoch(0))
     return metrics
