@@ -17,6 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from arec.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
+# Settings that say where a run finds things, not what it is.
+PLACES = {"data_dir", "device"}
 
 
 class ConfigError(UserError):

@@ -15,12 +15,10 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from arec.config import Config
+from arec.config import PLACES, Config
 
 _EPOCHS = LinearSegmentedColormap.from_list("epochs", ["#1a9850", "#e0a800", "#d73027"])
 _MARKERS = "osD^vPX*<>"
-# Settings that are no part of what a run measures.
-_PLACES = {"data_dir", "device"}
 # More differences than these say less than the run's name.
 _MOST_DIFFERENCES = 3
 
@@ -46,7 +44,7 @@ class Run:
 
 def labels(runs: Sequence[Run]) -> list[str]:
     """The settings in which runs differ, or their names where those say less."""
-    settings = [run.config.model_dump(exclude=_PLACES) for run in runs]
+    settings = [run.config.model_dump(exclude=PLACES) for run in runs]
     differing = [key for key in settings[0] if len({own[key] for own in settings}) > 1]
     if not 0 < len(differing) <= _MOST_DIFFERENCES:
         return [run.name for run in runs]
@@ -70,7 +68,7 @@ def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
     """Groups of runs that differ in ``setting`` and, if at all, in the seed and ``others``."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        same = run.config.model_dump_json(exclude=_PLACES | {"seed", setting, *others})
+        same = run.config.model_dump_json(exclude=PLACES | {"seed", setting, *others})
         groups.setdefault(same, []).append(run)
     for group in groups.values():
         group.sort(key=lambda run: getattr(run.config, setting))
@@ -79,12 +77,14 @@ def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
     ]
 
 
-def _panels(runs: Sequence[Run], title: str) -> Iterator[tuple[Figure, Axes, Run]]:
+def _panels(runs: Sequence[Run], title: str, x: str, y: str) -> Iterator[tuple[Figure, Axes, Run]]:
     """A panel a run, alike in scale."""
     columns = min(len(runs), 3)
     rows = math.ceil(len(runs) / columns)
     figure = Figure(figsize=(1 + 3.6 * columns, 0.8 + 3.2 * rows), layout="constrained")
     figure.suptitle(title)
+    figure.supxlabel(x, fontsize="medium")
+    figure.supylabel(y, fontsize="medium")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, run, label in zip(grid, runs, labels(runs)):
         axes.set_title(textwrap.fill(label, 40), fontsize="medium")
@@ -96,7 +96,7 @@ def _panels(runs: Sequence[Run], title: str) -> Iterator[tuple[Figure, Axes, Run
 
 
 def _single(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    figure = Figure(figsize=(7.5, 5.2), layout="constrained")
     figure.suptitle(title)
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y)
@@ -119,14 +119,14 @@ def _epoch_colours(figure: Figure, runs: Sequence[Run]) -> ScalarMappable:
 
 
 def _whole_epochs(axes: Axes) -> None:
-    axes.set_xlabel("epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def similarity(runs: Sequence[Run]) -> Figure:
     """Fig. 2: the sorted similarities are the quantile function, read off the histogram."""
     runs = _holding(runs, "similarity_histogram", "similarities (contrastive methods do)")
-    panels = list(_panels(runs, "Similarities of negative pairs, sorted, by epoch (Fig. 2)"))
+    title = "Similarities of negative pairs, sorted, by epoch (Fig. 2)"
+    panels = list(_panels(runs, title, "share of pairs below", "cosine similarity"))
     figure = panels[0][0]
     colours = _epoch_colours(figure, runs)
     for _, axes, run in panels:
@@ -135,7 +135,7 @@ def similarity(runs: Sequence[Run]) -> Figure:
             inside = slice(np.searchsorted(below, 0, "right") - 1, np.searchsorted(below, 1) + 1)
             edges = np.linspace(-1, 1, len(below))
             axes.plot(below[inside], edges[inside], color=colours.to_rgba(epoch), linewidth=1)
-        axes.set(xlabel="share of pairs below", ylabel="cosine similarity", xlim=(0, 1))
+        axes.set_xlim(0, 1)
     return figure
 
 
@@ -177,15 +177,15 @@ def alignment_uniformity(runs: Sequence[Run]) -> Figure:
 def simthres(runs: Sequence[Run]) -> Figure:
     """Fig. 4."""
     runs = _holding(runs, "k_mean", "SimThres (adaptiverec does)")
-    for figure, axes, run in _panels(runs, "SimThres over training (Fig. 4)"):
+    panels = _panels(runs, "SimThres over training (Fig. 4)", "epoch", "cosine similarity")
+    for figure, axes, run in panels:
         epochs, mean = map(np.array, run.curve("k_mean"))
         spread = np.array(run.curve("k_std")[1])
-        axes.plot(epochs, mean, label="SimThres k, mean over rows")
+        axes.plot(epochs, mean, ".-", label="SimThres k, mean over rows")
         axes.fill_between(
             epochs, mean - spread, mean + spread, alpha=0.3, label="± its deviation over rows"
         )
-        axes.plot(*run.curve("k_stat"), "--", label="statistical k̄, the quantile of the epoch")
-        axes.set_ylabel("cosine similarity")
+        axes.plot(*run.curve("k_stat"), ".--", label="statistical k̄, the quantile of the epoch")
         _whole_epochs(axes)
     _legend(figure)
     return figure
@@ -281,11 +281,12 @@ def false_negatives(runs: Sequence[Run]) -> Figure:
         "recall": ("recall of pairs above SimThres", "C1-"),
         "selected": ("recall of a random mask: share above SimThres", "C1:"),
     }
-    for figure, axes, run in _panels(runs, "Detected false negatives on planted data"):
+    panels = _panels(runs, "Detected false negatives on planted data", "epoch", "share of pairs")
+    for figure, axes, run in panels:
         epochs, found = run.curve("false_negatives")
         for key, (label, style) in parts.items():
-            axes.plot(epochs, [each[key] for each in found], style, label=label)
-        axes.set(ylabel="share of pairs", ylim=(0, 1))
+            axes.plot(epochs, [each[key] for each in found], style, marker=".", label=label)
+        axes.set_ylim(0, 1)
         _whole_epochs(axes)
     _legend(figure, columns=2 if len(runs) > 1 else 1)
     return figure

@@ -62,12 +62,17 @@ def main() -> None:
         folder = arguments.run_dir or _default_folder(config)
         if any((folder / name).exists() for name in (CONFIG, BEST, LAST)):
             raise RunError(f"{folder}: holds a run already; expected a new folder, or --resume")
+    train(config, folder, resume=bool(arguments.resume))
+
+
+def train(config: Config, folder: Path, *, resume: bool = False) -> None:
+    """Train in a run folder, from the start or on from its ``last.pt``, and rank."""
     pick_device(config.device)  # before anything is written
     split = load_data(config)
-    if not arguments.resume:
+    if not resume:
         write_text(folder / CONFIG, config.to_toml())
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
-        _train(config, split, folder, resume=bool(arguments.resume))
+        _train(config, split, folder, resume=resume)
 
 
 def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) -> None:
