@@ -53,7 +53,8 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _setting(name: str, value: Any) -> str:
-    return str(value) if name == "method" else f"{name} {value}"
+    text = f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+    return text if name == "method" else f"{name} {text}"
 
 
 def _holding(runs: Sequence[Run], key: str, what: str) -> list[Run]:
@@ -79,16 +80,17 @@ def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
 
 def _panels(runs: Sequence[Run], title: str, x: str, y: str) -> Iterator[tuple[Figure, Axes, Run]]:
     """A panel a run, alike in scale."""
-    columns = min(len(runs), 3)
+    columns = 2 if len(runs) == 4 else min(len(runs), 3)
     rows = math.ceil(len(runs) / columns)
     figure = Figure(figsize=(1 + 3.6 * columns, 0.8 + 3.2 * rows), layout="constrained")
     figure.suptitle(title)
-    figure.supxlabel(x, fontsize="medium")
+    figure.get_layout_engine().set(wspace=0.06)
     figure.supylabel(y, fontsize="medium")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     for axes, run, label in zip(grid, runs, labels(runs)):
         axes.set_title(textwrap.fill(label, 40), fontsize="medium")
         axes.tick_params(labelbottom=True)
+        axes.set_xlabel(x)
         axes.grid(alpha=0.3)
         yield figure, axes, run
     for axes in grid[len(runs) :]:
@@ -104,10 +106,13 @@ def _single(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(figure: Figure, handles: Sequence[Any] | None = None, columns: int = 1) -> None:
+def _legend(figure: Figure, handles: Sequence[Any] | None = None) -> None:
     """Under the plot, where it hides nothing."""
     if handles is None:
         handles = figure.axes[0].get_legend_handles_labels()[0]
+    # In two columns where they take less height and no more than the width.
+    inches = 0.09 * sum(sorted(len(handle.get_label()) + 8 for handle in handles)[-2:])
+    columns = 2 if len(handles) > 3 and inches < figure.get_figwidth() else 1
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small")
 
 
@@ -159,7 +164,7 @@ def alignment_uniformity(runs: Sequence[Run]) -> Figure:
     figure, axes = _single(
         "Alignment and uniformity, green to red over training (Fig. 5)",
         "uniformity (nats), lower is better",
-        "alignment (mean squared distance), lower is better",
+        "alignment (squared distance), lower is better",
     )
     colours = _epoch_colours(figure, runs)
     handles = []
@@ -268,7 +273,7 @@ def quantile_sweep(runs: Sequence[Run]) -> Figure:
             axes.errorbar(quantiles, [np.mean(s) for s in seeds], [np.std(s) for s in seeds],
                           fmt=style, color=f"C{i}", capsize=3,
                           label=f"{label}, {name}".rstrip(", "))  # fmt: skip
-    _legend(figure, columns=2)
+    _legend(figure)
     return figure
 
 
@@ -288,7 +293,7 @@ def false_negatives(runs: Sequence[Run]) -> Figure:
             axes.plot(epochs, [each[key] for each in found], style, marker=".", label=label)
         axes.set_ylim(0, 1)
         _whole_epochs(axes)
-    _legend(figure, columns=2 if len(runs) > 1 else 1)
+    _legend(figure)
     return figure
 
 
