@@ -74,7 +74,9 @@ def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
     for group in groups.values():
         group.sort(key=lambda run: getattr(run.config, setting))
     return [
-        group for group in groups.values() if len({getattr(run.config, setting) for run in group}) > 1
+        group
+        for group in groups.values()
+        if len({getattr(run.config, setting) for run in group}) > 1
     ]
 
 
@@ -229,8 +231,8 @@ def collapse(runs: Sequence[Run]) -> Figure:
 def widths(runs: Sequence[Run]) -> Figure:
     """Appendix B."""
     counted = [run for run in runs if run.curve("similarity_histogram")[0]]
-    compared = [run for group in _sweeps(counted, "hidden_size", "heads", "feed_forward")
-                for run in group]  # fmt: skip
+    groups = _sweeps(counted, "hidden_size", "heads", "feed_forward")
+    compared = [run for group in groups for run in group]
     if not compared:
         raise LeftOut("it takes contrastive runs that differ in hidden_size and else are the same")
     figure, axes = _single(
@@ -240,8 +242,9 @@ def widths(runs: Sequence[Run]) -> Figure:
     )
     for run, label in zip(compared, labels(compared)):
         counts = np.array(run.curve("similarity_histogram")[1][-1])
-        axes.stairs(counts / counts.sum() * len(counts) / 2, np.linspace(-1, 1, len(counts) + 1),
-                    label=label, linewidth=1.5)  # fmt: skip
+        density = counts / counts.sum() * len(counts) / 2
+        edges = np.linspace(-1, 1, len(counts) + 1)
+        axes.stairs(density, edges, label=label, linewidth=1.5)
     axes.set_xlim(-1, 1)
     _legend(figure)
     return figure
@@ -258,21 +261,30 @@ def quantile_sweep(runs: Sequence[Run]) -> Figure:
     figure, axes = _single(
         "Choice of the quantile of SimThres (Sec. 3.2.1)",
         "quantile: share of similarities below k̄",
-        "NDCG@10, whole ranking",
+        "NDCG@10, whole ranking; bars: deviation over seeds",
     )
     names = labels([group[0] for group in groups]) if len(groups) > 1 else [""]
     for i, (group, name) in enumerate(zip(groups, names)):
         protocol = "filtered" if group[0].config.filter_history else "unfiltered"
         quantiles = sorted({run.config.quantile for run in group})
-        for stage, style in (("valid", "o--"), ("test", "s-")):
+        for stage, what, style in (("valid", "validation", "o--"), ("test", "test", "s-")):
             seeds = [
-                [run.metrics[stage][protocol]["NDCG@10"] for run in group if run.config.quantile == q]
-                for q in quantiles
+                [
+                    run.metrics[stage][protocol]["NDCG@10"]
+                    for run in group
+                    if run.config.quantile == quantile
+                ]
+                for quantile in quantiles
             ]
-            label = f"{'validation' if stage == 'valid' else 'test'}, {protocol}"
-            axes.errorbar(quantiles, [np.mean(s) for s in seeds], [np.std(s) for s in seeds],
-                          fmt=style, color=f"C{i}", capsize=3,
-                          label=f"{label}, {name}".rstrip(", "))  # fmt: skip
+            axes.errorbar(
+                quantiles,
+                [np.mean(each) for each in seeds],
+                [np.std(each, ddof=len(each) > 1) for each in seeds],
+                fmt=style,
+                color=f"C{i}",
+                capsize=3,
+                label=f"{what}, {protocol}, {name}".rstrip(", "),
+            )
     _legend(figure)
     return figure
 

@@ -85,7 +85,7 @@ def describe(table: Table, seeds: Sequence[int], given: Mapping[str, Any]) -> st
 
 
 def main() -> None:
-    parser = Parser("arec.reproduce", "Make a table of the paper again, beside the paper's figures.")
+    parser = Parser("arec.reproduce", "Make a table of the paper again, beside its figures.")
     parser.add_argument("table", choices=TABLES, help="which one")
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="runs of each cell, from --seed upwards"
@@ -112,8 +112,9 @@ def main() -> None:
     for dataset, planned in plans.items():
         name, results = Path(dataset).name, read_results(planned)
         text = to_markdown(arguments.table, name, results, describe(table, seeds, given))
+        figures = to_csv(arguments.table, name, results)
         write_text(runs_dir / f"{arguments.table}-{name}.md", text)
-        write_text(runs_dir / f"{arguments.table}-{name}.csv", to_csv(arguments.table, name, results))
+        write_text(runs_dir / f"{arguments.table}-{name}.csv", figures)
         print(text)
 
 

@@ -123,7 +123,8 @@ def to_markdown(name: str, dataset: str, results: Results, settings: str) -> str
         f"{table.protocol} Improv.: AdaptiveRec over DuoRec. {settings}",
     ]
     if paper:
-        lines.append(" ".join([f"Paper: {others['source']}."] + others["notes"][name].get(dataset, [])))
+        notes = others["notes"][name].get(dataset, [])
+        lines.append(" ".join([f"Paper: {others['source']}.", *notes]))
     if name == "table1":
         lines += ["", *_elsewhere(table, dataset, results, others["elsewhere"].get(dataset, []))]
     return "\n".join(lines) + "\n"

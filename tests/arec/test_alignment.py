@@ -10,6 +10,7 @@ import torch
 
 import arec.trainer
 from arec.alignment import view_alignment
+from arec.checkpoint import RunError
 from arec.config import Config
 from arec.data import load
 from arec.data.split import LeaveOneOut
@@ -89,6 +90,15 @@ def test_every_candidate_pair_of_the_epoch_is_counted_once(split, tmp_path, sett
     pairs = 1 + (settings.get("views") == "us")
     assert sum(record["similarity_histogram"]) == pairs * sum(n * (n - 2) for n in sizes)
     assert len(record["similarity_histogram"]) == 200
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_a_broken_model_is_the_loss_s_to_report(split, tmp_path, similarity) -> None:
+    subject = trainer(split, tmp_path, method="duorec", similarity=similarity)
+    with torch.no_grad():
+        subject.objective.encoder.items.weight.fill_(torch.nan)
+    with pytest.raises(RunError, match="epoch 0: the training loss is nan"):
+        subject.fit()
 
 
 def test_without_contrast_nothing_is_measured(split, tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""The paper's tables again: what is missing is run, what is there is kept, and the rest is arithmetic."""
+"""The paper's tables again: what is missing is run, what is there stays, the rest is arithmetic."""
 
 from __future__ import annotations
 
