@@ -158,10 +158,12 @@ class Trainer:
     def _train(self, epoch: int, bar: tqdm) -> dict[str, float]:
         """One pass over the training batches; means of what the objective logs."""
         self.objective.train()
+        mixed = self.config.precision == "bfloat16"
         sums: dict[str, torch.Tensor] = {}
         for batch in self.batches.epoch(epoch):
             self.optimizer.zero_grad(set_to_none=True)
-            loss, scalars = self.objective(batch.to(self.device))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+                loss, scalars = self.objective(batch.to(self.device))
             (batch.weight * loss).backward()
             torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
             self.optimizer.step()

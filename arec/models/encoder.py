@@ -57,14 +57,20 @@ class Block(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.key_value(source).chunk(2, dim=-1)
         )
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=key_mask,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            is_causal=key_mask is None,
-        )
+        device = query.device.type
+        mixed = torch.is_autocast_enabled(device)
+        if mixed and device == "cpu":  # there the gradient of attention is slow in bfloat16
+            query, key, value = query.float(), key.float(), value.float()
+            mixed = False
+        with torch.autocast(device, enabled=mixed):
+            attended = F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=key_mask,
+                dropout_p=self.attention_dropout if self.training else 0.0,
+                is_causal=key_mask is None,
+            )
         return self.output(attended.transpose(1, 2).flatten(2))
 
 

@@ -68,7 +68,9 @@ class ContrastiveObjective(Objective):
             return loss, logged
         pairs = self.view_pairs(batch, anchor)
         for z in pairs:
-            weighted, scalars = self.contrast(z, self.groups(batch))
+            # bfloat16 would round SimThres to steps of 0.004.
+            with torch.autocast(z.device.type, enabled=False):
+                weighted, scalars = self.contrast(z.float(), self.groups(batch))
             loss = loss + weighted
             for name, value in scalars.items():
                 logged[name] = logged.get(name, 0) + value.detach() / len(pairs)

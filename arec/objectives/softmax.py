@@ -19,7 +19,8 @@ def full_softmax_loss(
 
     The logits exist a chunk of rows at a time and their gradient is taken at once, which is
     several times faster on a CPU than going through the whole (P, V) matrix thrice, and makes
-    catalogues of millions of items fit. No second derivative.
+    catalogues of millions of items fit. Under autocast the products are in its type, the softmax
+    and the sums in float32. No second derivative.
     """
     return _FullSoftmax.apply(hidden, item_table, targets)
 
@@ -27,14 +28,21 @@ def full_softmax_loss(
 class _FullSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
-        items, labels = item_table[1:], targets[:, None] - 1
-        rows = max(1, _LOGITS_PER_CHUNK.get(hidden.device.type, 1 << 24) // len(items))
+        device = hidden.device.type
+        product_dtype = (
+            torch.get_autocast_dtype(device)
+            if torch.is_autocast_enabled(device)
+            else item_table.dtype
+        )
+        states, items = hidden.to(product_dtype), item_table[1:].to(product_dtype)
+        labels = targets[:, None] - 1
+        rows = max(1, _LOGITS_PER_CHUNK.get(device, 1 << 24) // len(items))
         grad_hidden = torch.empty_like(hidden)
         grad_table = torch.zeros_like(item_table)
-        loss = hidden.new_zeros(())
+        loss = item_table.new_zeros(())
         for start in range(0, len(hidden), rows):
             chunk = slice(start, start + rows)
-            logits = hidden[chunk] @ items.T
+            logits = (states[chunk] @ items.T).to(item_table.dtype)
             target_logits = logits.gather(1, labels[chunk])
             top = logits.amax(dim=1, keepdim=True)
             logits.sub_(top).exp_()
@@ -43,9 +51,9 @@ class _FullSoftmax(torch.autograd.Function):
             probabilities = logits.div_(total)
             grad_logits = probabilities.scatter_add_(
                 1, labels[chunk], probabilities.new_full((1, 1), -1.0).expand_as(total)
-            )
-            torch.mm(grad_logits, items, out=grad_hidden[chunk])
-            grad_table[1:].addmm_(grad_logits.T, hidden[chunk])
+            ).to(product_dtype)
+            grad_hidden[chunk] = grad_logits @ items
+            grad_table[1:] += grad_logits.T @ states[chunk]
         ctx.save_for_backward(grad_hidden, grad_table)
         ctx.count = max(len(hidden), 1)
         return loss / ctx.count

@@ -23,25 +23,23 @@ __attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>
       const auto x = V::load(s + r * kTile + c);
       const Exponentials<V, own_shift> e(x, pairs.scale, own_shift ? pairs.shift[i] : 0,
                                          own_shift ? pairs.shift + j : nullptr);
-      [[maybe_unused]] typename V::Mask above_row, above_column;
-      if constexpr (positives || negatives_only) {
-        above_row = V::greater(x, V::broadcast(pairs.threshold[i]));
-        above_column = V::greater(x, threshold);
-      }
+      const auto row_threshold = V::broadcast(pairs.threshold[i]);
       auto for_row = V::broadcast(p.denominator[i]), for_column = denominator;
-      if constexpr (negatives_only) for_row = V::zero_unless(~above_row, for_row);
+      if constexpr (negatives_only) for_row = V::zero_unless(V::not_greater(x, row_threshold), for_row);
       auto g = for_row;
       if constexpr (own_shift) {
-        if constexpr (negatives_only) for_column = V::zero_unless(~above_column, for_column);
+        if constexpr (negatives_only)
+          for_column = V::zero_unless(V::not_greater(x, threshold), for_column);
         g = for_row * e.row + for_column * e.column;
       } else {
-        if constexpr (negatives_only) g = V::add_where(~above_column, for_row, for_column);
+        if constexpr (negatives_only)
+          g = V::add_where(V::not_greater(x, threshold), for_row, for_column);
         else g = for_row + for_column;
         g = g * e.row;
       }
       if constexpr (positives) {
-        const auto mine = V::zero_unless(above_row, V::broadcast(p.positive[i]));
-        g = g - V::add_where(above_column, mine, positive);
+        const auto mine = V::zero_unless(V::greater(x, row_threshold), V::broadcast(p.positive[i]));
+        g = g - V::add_where(V::greater(x, threshold), mine, positive);
       }
       if constexpr (masked) g = V::zero_unless(CandidateRow<V>(pairs.z, pairs.group, tile, i)(c), g);
       V::store(s + r * kTile + c, g);

@@ -6,55 +6,61 @@
 
 namespace {
 
-constexpr int kGroup = 4;  // rows whose sums stay in registers
-
 template <class V>
 struct Sums {
   typename V::Reg exp = V::broadcast(0), positives = exp, count = exp;
 };
 
-// One group of kGroup rows; `rows` (kGroup) and `columns` (kTile / kLanes) are running sums.
+// The sums of rows [row, row + 4) of a tile, whose similarities are `s`; those of its columns go on in
+// `columns` (kTile / kLanes).
 template <class V, int option>
-void add_sums(const Pairs<typename V::Scalar>& p, const Tile<typename V::Scalar>& tile, int64_t row,
-              const typename V::Scalar* s, Sums<V>* rows, Sums<V>* columns) {
-  using T = typename V::Scalar;
+void add_sums(const Forward<typename V::Scalar>& p, const Tile<typename V::Scalar>& tile, int64_t row,
+              const typename V::Scalar* s, Sums<V>* columns) {
   constexpr bool positives = option & kPositives, negatives_only = option & kNegativesOnly,
                  own_shift = option & kOwnShift, masked = option & kMasked;
-  Sums<V> row_sums[kGroup];
-#pragma GCC unroll 4
-  for (int r = 0; r < kGroup; ++r) row_sums[r] = rows[r];
+  const auto& pairs = p.pairs;
+  Sums<V> rows[4];
   for (int c = 0; c < kTile; c += V::kLanes) {
     const int64_t j = tile.column + c;
-    const auto threshold = V::load(p.threshold + j);
+    const auto threshold = V::load(pairs.threshold + j);
     Sums<V> column = columns[c / V::kLanes];
 #pragma GCC unroll 4
-    for (int r = 0; r < kGroup; ++r) {
+    for (int r = 0; r < 4; ++r) {
       const int64_t i = row + r;
       const auto x = V::load(s + r * kTile + c);
-      const Exponentials<V, own_shift> e(x, p.scale, own_shift ? p.shift[i] : 0,
-                                         own_shift ? p.shift + j : nullptr);
+      const Exponentials<V, own_shift> e(x, pairs.scale, own_shift ? pairs.shift[i] : 0,
+                                         own_shift ? pairs.shift + j : nullptr);
       [[maybe_unused]] typename V::Mask candidate;
-      if constexpr (masked) candidate = CandidateRow<V>(p.z, p.group, tile, i)(c);
+      if constexpr (masked) candidate = CandidateRow<V>(pairs.z, pairs.group, tile, i)(c);
       const auto add = [&](Sums<V>& sums, typename V::Reg y, typename V::Reg k) {
-        [[maybe_unused]] typename V::Mask above;
-        if constexpr (negatives_only || positives) above = V::greater(x, k);
-        if constexpr (negatives_only && masked) sums.exp = V::add_where(~above & candidate, sums.exp, y);
-        else if constexpr (negatives_only) sums.exp = V::add_where(~above, sums.exp, y);
-        else if constexpr (masked) sums.exp = V::add_where(candidate, sums.exp, y);
-        else sums.exp = sums.exp + y;
+        if constexpr (negatives_only) {
+          auto below = V::not_greater(x, k);
+          if constexpr (masked) below = below & candidate;
+          sums.exp = V::add_where(below, sums.exp, y);
+        } else if constexpr (masked) {
+          sums.exp = V::add_where(candidate, sums.exp, y);
+        } else {
+          sums.exp = sums.exp + y;
+        }
         if constexpr (positives) {
+          auto above = V::greater(x, k);
           if constexpr (masked) above = above & candidate;
           sums.positives = V::add_where(above, sums.positives, x);
           sums.count = V::count_where(above, sums.count);
         }
       };
-      add(row_sums[r], e.row, V::broadcast(p.threshold[i]));
+      add(rows[r], e.row, V::broadcast(pairs.threshold[i]));
       add(column, e.column, threshold);
     }
     columns[c / V::kLanes] = column;
   }
-#pragma GCC unroll 4
-  for (int r = 0; r < kGroup; ++r) rows[r] = row_sums[r];
+  V::add_sums_of_4(p.sum_exp + row, rows[0].exp, rows[1].exp, rows[2].exp, rows[3].exp);
+  if constexpr (positives) {
+    V::add_sums_of_4(p.sum_positives + row, rows[0].positives, rows[1].positives, rows[2].positives,
+                     rows[3].positives);
+    V::add_sums_of_4(p.num_positives + row, V::counted(rows[0].count), V::counted(rows[1].count),
+                     V::counted(rows[2].count), V::counted(rows[3].count));
+  }
 }
 
 template <class V, int option>
@@ -62,44 +68,27 @@ void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int6
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
   alignas(64) T s[kTile * kTile];
-  Sums<V> row_sums[kTile], column_sums[kTile / V::kLanes];
-  for (int64_t row = rows.begin; row < rows.end; row += kTile) {
-    for (auto& sums : row_sums) sums = {};
-    for (int64_t column = first_column(row, rows, columns); column < columns.end; column += kTile) {
-      const auto tile = make_tile(z, p.pairs.group, row, column);
-      for (auto& sums : column_sums) sums = {};
-      similarity_tile<V>(z, tile, s);
-      with_mask(tile.masked, [&](auto masked) {
-        for (int64_t r = 0; r < kTile; r += kGroup)
-          add_sums<V, option | (masked.value ? kMasked : 0)>(p.pairs, tile, row + r, s + r * kTile,
-                                                             row_sums + r, column_sums);
-      });
-      for_each_partner(z, tile, [&](int64_t i, int64_t partner, int64_t at) {
-        p.partner_similarity[i] = p.partner_similarity[partner] = s[at];
-      });
-      if (counts) count_bins<V>(p, tile, s, counts);
-      for (int c = 0; c < kTile; c += V::kLanes) {
-        const auto& sums = column_sums[c / V::kLanes];
-        const auto flush = [&](double* totals, typename V::Reg x) {
-          T values[V::kLanes];
-          V::store(values, x);
-          for (int lane = 0; lane < V::kLanes; ++lane) totals[lane] += values[lane];
-        };
-        flush(p.sum_exp + column + c, sums.exp);
-        if constexpr (option & kPositives) {
-          flush(p.sum_positives + column + c, sums.positives);
-          flush(p.num_positives + column + c, V::counted(sums.count));
-        }
-      }
-    }
-    for (int64_t r = 0; r < kTile; ++r) {
-      p.sum_exp[row + r] += V::sum(row_sums[r].exp);
+  for_each_tile(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+    similarity_tile<V>(z, tile, s);
+    Sums<V> column_sums[kTile / V::kLanes];
+    with_mask(tile.masked, [&](auto masked) {
+      for (int64_t r = 0; r < kTile; r += 4)
+        add_sums<V, option | (masked.value ? kMasked : 0)>(p, tile, tile.row + r, s + r * kTile,
+                                                           column_sums);
+    });
+    for (int c = 0; c < kTile; c += V::kLanes) {
+      const auto& sums = column_sums[c / V::kLanes];
+      V::add_lanes(p.sum_exp + tile.column + c, sums.exp);
       if constexpr (option & kPositives) {
-        p.sum_positives[row + r] += V::sum(row_sums[r].positives);
-        p.num_positives[row + r] += V::sum(V::counted(row_sums[r].count));
+        V::add_lanes(p.sum_positives + tile.column + c, sums.positives);
+        V::add_lanes(p.num_positives + tile.column + c, V::counted(sums.count));
       }
     }
-  }
+    for_each_partner(z, tile, [&](int64_t i, int64_t partner, int64_t at) {
+      p.partner_similarity[i] = p.partner_similarity[partner] = s[at];
+    });
+    if (counts) count_bins<V>(p, tile, s, counts);
+  });
 }
 
 // Largest similarity in the denominator of each row, the partner aside (-2: none): the shift of the
@@ -120,8 +109,8 @@ void maximum(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
         const auto x = V::load(s + r * kTile + c);
         auto for_row = candidates(c), for_column = for_row;
         if constexpr (negatives_only) {
-          for_row = for_row & ~V::greater(x, V::broadcast(p.pairs.threshold[i]));
-          for_column = for_column & ~V::greater(x, V::load(p.pairs.threshold + j));
+          for_row = for_row & V::not_greater(x, V::broadcast(p.pairs.threshold[i]));
+          for_column = for_column & V::not_greater(x, V::load(p.pairs.threshold + j));
         }
         best = V::max(V::select(for_row, x, none), best);
         V::store(p.maximum + j, V::max(V::select(for_column, x, none), V::load(p.maximum + j)));

@@ -38,6 +38,19 @@ struct Float16 {
   static float round(float x) { return float(_Float16(x)); }
 };
 
+// term(0) + ... + term(count - 1) in eight chains, which the compiler turns into vectors.
+template <class F>
+inline double sum_in_lanes(int64_t count, F term) {
+  double sums[8] = {};
+  int64_t d = 0;
+  for (; d + 8 <= count; d += 8)
+    for (int lane = 0; lane < 8; ++lane) sums[lane] += term(d + lane);
+  for (; d < count; ++d) sums[0] += term(d);
+  for (int half = 4; half > 0; half /= 2)
+    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  return sums[0];
+}
+
 // Norm of a row as scaled_norm / scale with a power of two `scale`: no finite row overflows.
 struct Norm {
   double scaled, scale;
@@ -55,48 +68,55 @@ Norm row_norm(const void* z, int64_t offset, int64_t dim) {
     if (largest > 0 && largest < __builtin_inf()) scale = __builtin_ldexp(1, -__builtin_ilogb(largest));
     if (scale == __builtin_inf()) scale = 0x1p1023;  // subnormal numbers
   }
-  double sums[8] = {};
-  int64_t d = 0;
-  for (; d + 8 <= dim; d += 8)
-    for (int k = 0; k < 8; ++k) {
-      const double x = E::load(z, offset + d + k) * scale;
-      sums[k] += x * x;
-    }
-  for (; d < dim; ++d) {
+  const double total = sum_in_lanes(dim, [&](int64_t d) {
     const double x = E::load(z, offset + d) * scale;
-    sums[0] += x * x;
-  }
-  double total = 0;
-  for (double x : sums) total += x;
+    return x * x;
+  });
   return {__builtin_sqrt(total), scale};
 }
 
+// Whole tiles of rows.
 template <class V, class E, class T>
 void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
   constexpr int pack = V::kPack;
   const int64_t depth = (z.dim + pack - 1) / pack, stride = z.width / pack;
   for (int64_t i = rows.begin; i < rows.end; ++i) {
-    Norm norm{0, 1};
-    if (i < z.n) norm = row_norm<E>(z.z, i * z.dim, z.dim);
-    double factor = norm.scaled < 1e-12 * norm.scale ? 0 : 1 / norm.scaled;
-    const bool finite = norm.scaled < __builtin_inf();  // false for NaN
-    z.inverse_norm[i] = finite ? factor * norm.scale : __builtin_nan("");
-    const auto unit = [&](int64_t d) {
-      if (d >= z.dim || (factor == 0 && finite)) return T(0);  // infinite rows are NaN, not zero
-      return finite ? E::round(T(E::load(z.z, i * z.dim + d) * norm.scale * factor))
-                    : T(__builtin_nan(""));
-    };
     T* const row = z.rows + i * stride;
-    T* const panel = z.panels + i / kPanel<V> * kPanel<V> * depth + i % kPanel<V>;
-    if constexpr (pack == 1) {
-      for (int64_t d = 0; d < z.dim; ++d) row[d] = unit(d);
-      for (int64_t d = z.dim; d < z.width; ++d) row[d] = 0;
-    } else {
-      uint16_t* const halves = (uint16_t*)row;
-      uint16_t* const pairs = (uint16_t*)(z.gradient_operand + i / 2 * z.width) + i % 2;
-      for (int64_t d = 0; d < z.width; ++d) pairs[2 * d] = halves[d] = BFloat16::narrow(unit(d));
+    uint16_t* const halves = (uint16_t*)row;
+    double factor = 0, scale = 1;
+    z.inverse_norm[i] = 0;
+    if (i < z.n) {
+      const Norm norm = row_norm<E>(z.z, i * z.dim, z.dim);
+      scale = norm.scale;
+      if (!(norm.scaled < 1e-12 * scale)) factor = 1 / norm.scaled;
+      if (!(norm.scaled < __builtin_inf())) factor = __builtin_nan("");  // infinite rows are NaN, not zero
+      z.inverse_norm[i] = factor * scale;
+      const void* const values = z.z;  // no store below can change it
+      const int64_t offset = i * z.dim, dim = z.dim;
+#pragma GCC ivdep
+      for (int64_t d = 0; d < dim; ++d) {
+        const T unit = T(E::load(values, offset + d) * scale * factor);
+        if constexpr (pack == 1) row[d] = E::round(unit);
+        else halves[d] = BFloat16::narrow(unit);
+      }
     }
-    for (int64_t d = 0; d < depth; ++d) panel[d * kPanel<V>] = row[d];
+    const int64_t from = i < z.n ? z.dim : 0;
+    if constexpr (pack == 1) {
+      for (int64_t d = from; d < z.width; ++d) row[d] = 0;
+    } else {
+      for (int64_t d = from; d < z.width; ++d) halves[d] = 0;
+      uint16_t* const pairs = (uint16_t*)(z.gradient_operand + i / 2 * z.width) + i % 2;
+      for (int64_t d = 0; d < z.width; ++d) pairs[2 * d] = halves[d];
+    }
+  }
+  for (int64_t i = rows.begin; i < rows.end; i += V::kLanes) {
+    const T* const from = z.rows + i * stride;
+    T* const panel = z.panels + i / kPanel<V> * kPanel<V> * depth + i % kPanel<V>;
+    int64_t d = 0;
+    for (; d + V::kLanes <= depth; d += V::kLanes)
+      V::transpose(from + d, stride, panel + d * kPanel<V>, kPanel<V>);
+    for (; d < depth; ++d)
+      for (int r = 0; r < V::kLanes; ++r) panel[d * kPanel<V> + r] = from[r * stride + d];
   }
 }
 
@@ -105,17 +125,23 @@ template <class E, class T>
 void normalise_backward_rows(const arec::cpu::Backward<T>& p, Rows rows) {
   const auto& z = p.pairs.z;
   for (int64_t i = rows.begin; i < rows.end && i < z.n; ++i) {
-    const Norm norm = row_norm<E>(z.z, i * z.dim, z.dim);
-    const double factor = norm.scale / norm.scaled, inverse = z.inverse_norm[i];
+    const double inverse = z.inverse_norm[i];
+    if (inverse == 0) {
+      for (int64_t d = 0; d < z.dim; ++d) E::store(p.grad_z, i * z.dim + d, 0);
+      continue;
+    }
+    double factor = inverse;
+    if constexpr (sizeof(T) == 8) {  // 1 / |z| may have lost digits
+      const Norm norm = row_norm<E>(z.z, i * z.dim, z.dim);
+      factor = norm.scale / norm.scaled;
+    }
     const T* const gradient = p.gradient + i * z.width;
-    double dot = 0;
-    if (inverse != 0)
-      for (int64_t d = 0; d < z.dim; ++d)
-        dot += double(gradient[d]) * (E::load(z.z, i * z.dim + d) * factor);
+    const double dot = sum_in_lanes(z.dim, [&](int64_t d) {
+      return double(gradient[d]) * (E::load(z.z, i * z.dim + d) * factor);
+    });
     for (int64_t d = 0; d < z.dim; ++d) {
-      const double unit = inverse == 0 ? 0 : E::load(z.z, i * z.dim + d) * factor;
-      E::store(p.grad_z, i * z.dim + d,
-               inverse == 0 ? T(0) : T((double(gradient[d]) - dot * unit) * inverse));
+      const double unit = E::load(z.z, i * z.dim + d) * factor;
+      E::store(p.grad_z, i * z.dim + d, T((double(gradient[d]) - dot * unit) * inverse));
     }
   }
 }

@@ -20,8 +20,7 @@ __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_ro
 #pragma GCC unroll 8
   for (int r = 0; r < V::kRows; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v)
-      sum[r][v] = accumulate ? V::load(c + r * c_row + v * V::kLanes) : V::broadcast(0);
+    for (int v = 0; v < vectors; ++v) sum[r][v] = V::broadcast(0);
   for (int64_t k = 0; k < depth; ++k) {
     typename V::Reg right[vectors];
 #pragma GCC unroll 8
@@ -36,9 +35,12 @@ __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_ro
     b += b_depth;
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < V::kRows; ++r)
+  for (int r = 0; r < V::kRows; ++r, c += c_row)
 #pragma GCC unroll 8
-    for (int v = 0; v < vectors; ++v) V::store(c + r * c_row + v * V::kLanes, sum[r][v]);
+    for (int v = 0; v < vectors; ++v) {
+      if constexpr (accumulate) sum[r][v] = sum[r][v] + V::load(c + v * V::kLanes);
+      V::store(c + v * V::kLanes, sum[r][v]);
+    }
 }
 
 // S (V::kRows, panel) = rows [row, row + V::kRows) of z times the panel's columns, transposed.

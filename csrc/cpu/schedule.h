@@ -30,7 +30,9 @@ void parallel(int64_t most, F f) {
 //   pair(I, J, worker)  once a pair; it may write to the rows of both blocks,
 //   finish(I)           once a block, after the last pair with it.
 // A round-robin: in round r block I meets block J with I + J = r mod blocks, so that a block is in
-// one pair a round, and a block's pairs follow each other in the order of the rounds. Workers take
+// one pair a round, and a block's pairs follow each other in the order of the rounds. Within a round
+// the pairs come in the order of their distance |I - J| around the ring of blocks: a pair follows two
+// of the round before whose distances are one less and one more, which are long done. Workers take
 // the next task of that one list, and wait until both of its blocks have finished the round before:
 // no barrier between rounds, no atomics on sums, no copy a thread. Whoever holds a task waits only
 // for earlier ones, which somebody is already running, so one thread alone never waits.
@@ -62,10 +64,13 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
       }
       const int64_t round = (task - blocks) / slots, slot = (task - blocks) % slots;
       if (round >= blocks) return;
-      // Pairs I <= J with I + J = round, then those with I + J = round + blocks.
-      const int64_t first = slot <= round / 2 ? slot : slot + (round + 1) / 2;
-      const int64_t second = slot <= round / 2 ? round - first : round + blocks - first;
-      if (first > second) continue;
+      // The pairs are centre -+ x; the distance grows from both ends of the range of x.
+      const int64_t odd = blocks % 2 ? 0 : round % 2, last = (blocks - odd) / 2;
+      if (slot > last) continue;
+      const int64_t centre = blocks % 2 ? round * slots % blocks : round / 2;
+      const int64_t x = slot % 2 ? last - slot / 2 : slot / 2;
+      const auto [first, second] =
+          std::minmax({(centre - x + blocks) % blocks, (centre + odd + x) % blocks});
       wait(first, round);
       wait(second, round);
       pair(rows(first), rows(second), worker);

@@ -31,7 +31,8 @@ struct Generic {
   }
   static Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
   static Mask greater(Reg a, Reg b) { return a > b; }  // false for NaN
-  static Mask equal(Reg a, Reg b) { return a == b; }   // false for NaN
+  static Mask not_greater(Reg a, Reg b) { return ~(a > b); }
+  static Mask equal(Reg a, Reg b) { return a == b; }  // false for NaN
   static Reg add_where(Mask m, Reg a, Reg b) { return a + zero_unless(m, b); }
   static Reg zero_unless(Mask m, Reg a) { return (Reg)((Mask)a & m); }
   // Counters are integers in the bits of a Reg: adds on units that the float sums leave alone.
@@ -44,6 +45,18 @@ struct Generic {
     T total = 0;
     for (int lane = 0; lane < lanes; ++lane) total += x[lane];
     return total;
+  }
+  static void add_lanes(double* totals, Reg x) {
+    for (int lane = 0; lane < lanes; ++lane) totals[lane] += x[lane];
+  }
+  static void add_sums_of_4(double* totals, Reg a, Reg b, Reg c, Reg d) {
+    const T sums[] = {sum(a), sum(b), sum(c), sum(d)};
+    for (int k = 0; k < 4; ++k) totals[k] += sums[k];
+  }
+  // The (kLanes, kLanes) matrix at `from`, transposed.
+  static void transpose(const T* from, int64_t from_row, T* to, int64_t to_row) {
+    for (int r = 0; r < lanes; ++r)
+      for (int c = 0; c < lanes; ++c) to[c * to_row + r] = from[r * from_row + c];
   }
   static T maximum(Reg x) {
     T best = x[0];
@@ -76,6 +89,8 @@ struct Avx512 {
   }
   static Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+  // Its own comparison: mask registers are turned over one at a time.
+  static Mask not_greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ); }
   static Mask equal(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static Reg add_where(Mask m, Reg a, Reg b) { return _mm512_mask_add_ps(a, m, a, b); }
   static Reg zero_unless(Mask m, Reg a) { return _mm512_maskz_mov_ps(m, a); }
@@ -88,6 +103,51 @@ struct Avx512 {
   static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }  // b where either is NaN
   static Reg abs(Reg a) { return _mm512_abs_ps(a); }
   static float sum(Reg x) { return _mm512_reduce_add_ps(x); }
+  static void add_lanes(double* totals, Reg x) {
+    for (int half = 0; half < 2; ++half) {
+      const __m256 part = half ? _mm512_extractf32x8_ps(x, 1) : _mm512_castps512_ps256(x);
+      _mm512_storeu_pd(totals + 8 * half, _mm512_loadu_pd(totals + 8 * half) + _mm512_cvtps_pd(part));
+    }
+  }
+  static void add_sums_of_4(double* totals, Reg a, Reg b, Reg c, Reg d) {
+    // A transposition that adds on the way.
+    const __m512d ab = _mm512_castps_pd(_mm512_unpacklo_ps(a, b) + _mm512_unpackhi_ps(a, b)),
+                  cd = _mm512_castps_pd(_mm512_unpacklo_ps(c, d) + _mm512_unpackhi_ps(c, d));
+    const __m512 quads = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)) +
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+    const __m256 half = _mm512_castps512_ps256(quads) + _mm512_extractf32x8_ps(quads, 1);
+    const __m128 sums = _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1);
+    _mm256_storeu_pd(totals, _mm256_loadu_pd(totals) + _mm256_cvtps_pd(sums));
+  }
+  static void transpose(const float* from, int64_t from_row, float* to, int64_t to_row) {
+    Reg a[16], b[16];
+    for (int k = 0; k < 16; ++k) a[k] = load(from + k * from_row);
+#pragma GCC unroll 8
+    for (int k = 0; k < 16; k += 2) {
+      b[k] = _mm512_unpacklo_ps(a[k], a[k + 1]);
+      b[k + 1] = _mm512_unpackhi_ps(a[k], a[k + 1]);
+    }
+    // a[4 q + c]: of rows 4 q to 4 q + 3, column 4 l + c in 128-bit lane l
+#pragma GCC unroll 8
+    for (int k = 0; k < 16; k += 4)
+#pragma GCC unroll 2
+      for (int h = 0; h < 2; ++h) {
+        const __m512d x = _mm512_castps_pd(b[k + h]), y = _mm512_castps_pd(b[k + 2 + h]);
+        a[k + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(x, y));
+        a[k + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(x, y));
+      }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; ++c) {
+      const Reg even0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0x88),
+                odd0 = _mm512_shuffle_f32x4(a[c], a[4 + c], 0xdd),
+                even1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0x88),
+                odd1 = _mm512_shuffle_f32x4(a[8 + c], a[12 + c], 0xdd);
+      store(to + c * to_row, _mm512_shuffle_f32x4(even0, even1, 0x88));
+      store(to + (8 + c) * to_row, _mm512_shuffle_f32x4(even0, even1, 0xdd));
+      store(to + (4 + c) * to_row, _mm512_shuffle_f32x4(odd0, odd1, 0x88));
+      store(to + (12 + c) * to_row, _mm512_shuffle_f32x4(odd0, odd1, 0xdd));
+    }
+  }
   static float maximum(Reg x) { return _mm512_reduce_max_ps(x); }
   static Reg scale_by_power(Reg p, Reg n) {
     return _mm512_castsi512_ps(_mm512_add_epi32(

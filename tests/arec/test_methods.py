@@ -42,6 +42,8 @@ VARIANTS = [
     {"positives": False},
     {"task": "masked-item", "views": "cl4srec"},
     {"rows": "prefix", "regulariser": "released", "denominator": "all"},
+    {"precision": "bfloat16"},
+    {"precision": "bfloat16", "method": "bert4rec"},
 ]
 
 

@@ -59,3 +59,16 @@ def test_padding_has_no_embedding_and_gets_no_gradient() -> None:
     encoder(inputs(), LENGTHS).sum().backward()
     assert not encoder.items.weight[0].any()
     assert not encoder.items.weight.grad[0].any()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_autocast_returns_float32_near_the_exact_states(causal: bool, norm_first: bool) -> None:
+    encoder = make(causal=causal, norm_first=norm_first)
+    exact = encoder(inputs(), LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = encoder(inputs(), LENGTHS)
+    assert mixed.dtype is torch.float32
+    real = torch.arange(7) < LENGTHS[:, None]
+    difference = (mixed - exact)[real]
+    assert 0 < difference.norm() < 0.02 * exact[real].norm()

@@ -29,3 +29,20 @@ def test_large_logits_do_not_overflow() -> None:
     loss = softmax.full_softmax_loss(hidden, table, torch.tensor([1, 2]))
     loss.backward()
     assert loss.isfinite() and hidden.grad.isfinite().all()
+
+
+def test_under_autocast_only_the_products_are_rounded() -> None:
+    torch.manual_seed(0)
+    # Whole numbers that bfloat16 holds exactly, and so few that it holds their products too.
+    hidden = torch.randint(-2, 3, (6, 8)).float().requires_grad_()
+    table = torch.randint(-2, 3, (21, 8)).float().requires_grad_()
+    targets = torch.randint(1, 21, (6,))
+    plain = softmax.full_softmax_loss(hidden, table, targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = softmax.full_softmax_loss(hidden, table, targets)
+    assert mixed.dtype is torch.float32
+    torch.testing.assert_close(mixed, plain)
+    expected = torch.autograd.grad(plain, (hidden, table))
+    for got, want in zip(torch.autograd.grad(mixed, (hidden, table)), expected):
+        assert got.dtype is torch.float32
+        torch.testing.assert_close(got, want, rtol=0, atol=0.02 * want.abs().max().item())
