@@ -103,6 +103,11 @@ class Config(BaseModel):
         description="pairs of DuoRec: un (h, h'), su (h, h_sem), us both, us_x (h', h_sem); "
         "cl4srec: two of crop, mask, reorder",
     )
+    anchors: Literal["random", "last"] = Field(
+        "random",
+        description="all-positions: the views are a window's items up to a random position or to its "
+        "last, which is the same in most epochs and is bent apart from the others",
+    )
     crop_ratio: float = Field(0.6, gt=0, le=1, description="share of a sequence that crop keeps")
     mask_ratio: float = Field(0.3, ge=0, le=1, description="share of its items that mask hides")
     reorder_ratio: float = Field(0.6, ge=0, le=1, description="share of it that reorder shuffles")

@@ -69,6 +69,7 @@ def training_batches(config: Config, split: LeaveOneOut) -> TrainingBatches:
         max_length=config.max_length,
         rows=config.rows,
         random_windows=config.random_windows,
+        anchors=config.anchors,
         partners=config.partners,
         seed=config.seed,
     )

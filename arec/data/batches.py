@@ -22,7 +22,8 @@ _POOL = 16
 class Batch:
     """B windows of training sequences, padded on the right with item 0.
 
-    The contrastive anchor of a row is the last position of its window; its target is the next item.
+    The contrastive anchor of a row is a position of its window; the views are made of the items up
+    to it, and its target is the item after it.
     """
 
     inputs: Tensor  # (B, L) int64 items
@@ -31,13 +32,33 @@ class Batch:
     partner_inputs: Tensor | None = None  # (B, L) a sequence before the same target; else the own
     partner_lengths: Tensor | None = None  # (B,)
     intents: Tensor | None = None  # (2B,) planted intent of the anchor's and the partner's target
+    anchors: Tensor | None = None  # (B,) int64 number of items up to the anchor; None: all
     weight: float = 1.0  # its targets over those of the epoch's mean batch
 
     @property
+    def anchor_lengths(self) -> Tensor:  # (B,)
+        return self.lengths if self.anchors is None else self.anchors
+
+    @property
+    def anchor_inputs(self) -> Tensor:  # (B, longest)
+        """The items up to the anchors, padded on the right with item 0."""
+        if self.anchors is None:
+            return self.inputs
+        steps = torch.arange(int(self.anchors.max()), device=self.inputs.device)
+        return self.inputs[:, : len(steps)] * (steps < self.anchors[:, None])
+
+    @property
     def anchor_targets(self) -> Tensor:  # (B,)
+        return self._targets_after(self.anchor_lengths)
+
+    @property
+    def last_targets(self) -> Tensor:  # (B,)
+        return self._targets_after(self.lengths)
+
+    def _targets_after(self, lengths: Tensor) -> Tensor:
         if self.targets.ndim == 1:
             return self.targets
-        return self.targets.gather(1, self.lengths[:, None] - 1).squeeze(1)
+        return self.targets.gather(1, lengths[:, None] - 1).squeeze(1)
 
     def to(self, device: torch.device) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -57,7 +78,9 @@ class TrainingBatches:
     gives the latest window or, with probability ``random_windows``, one that ends anywhere. With
     ``rows="prefix"`` an epoch visits every training position that has an item before it, the
     target of the window that ends there; windows are cut when a batch needs them, so that a row
-    costs one index. An epoch's batches depend on ``seed`` and the epoch's number only, so a
+    costs one index. There the anchor is the last position; with "all-positions" and
+    ``anchors="random"`` it is any position of the window, so that prefixes of all lengths are
+    contrasted as in the published programs. An epoch's batches depend on ``seed`` and the epoch's number only, so a
     resumed run sees what an uninterrupted one would have seen.
 
     Batches hold windows of similar lengths, so their numbers of targets differ. A loss that is a
@@ -73,6 +96,7 @@ class TrainingBatches:
         max_length: int,
         rows: Literal["all-positions", "prefix"] = "all-positions",
         random_windows: float = 0.5,
+        anchors: Literal["random", "last"] = "last",
         partners: bool = False,
         seed: int = 0,
     ) -> None:
@@ -80,6 +104,7 @@ class TrainingBatches:
         self.batch_size = batch_size
         self.max_length = max_length
         self.random_windows = random_windows
+        self.random_anchors = anchors == "random" and rows == "all-positions"
         self.seed = seed
         if rows == "prefix":
             self.users, self.prefixes = split.train_prefixes()
@@ -148,19 +173,23 @@ class TrainingBatches:
             "lengths": torch.from_numpy(lengths),
             "weight": weight,
         }
-        partner_positions = target_positions
+        anchors = lengths
+        if self.random_anchors:
+            anchors = rng.integers(1, lengths + 1)
+            batch["anchors"] = torch.from_numpy(anchors)
+        anchor_positions = partner_positions = target_positions - lengths + anchors
         if self.index is not None:
-            drawn, partner_users = self.index.sample(sequences.items[target_positions], users, rng)
+            drawn, partner_users = self.index.sample(sequences.items[anchor_positions], users, rng)
             found = drawn >= 0
-            partner_positions = np.where(found, drawn, target_positions)
+            partner_positions = np.where(found, drawn, anchor_positions)
             before = partner_positions - sequences.offsets[np.where(found, partner_users, users)]
-            partner_lengths = np.minimum(np.where(found, before, lengths), width)
+            partner_lengths = np.minimum(np.where(found, before, anchors), width)
             batch["partner_inputs"] = gather_windows(
                 sequences.items, partner_positions, partner_lengths, width
             )
             batch["partner_lengths"] = torch.from_numpy(partner_lengths)
         if sequences.planted is not None:
-            both = np.concatenate([target_positions, partner_positions])
+            both = np.concatenate([anchor_positions, partner_positions])
             batch["intents"] = torch.from_numpy(sequences.planted.intents[both].astype(np.int64))
         return Batch(**batch)
 

@@ -23,7 +23,7 @@ def masked_item_loss(encoder: Encoder, batch: Batch, mask_rate: float) -> Tensor
     The sequence is a row's inputs and its last target. Each item is masked with probability
     ``mask_rate``, the last one like any other: that is the position that ranking asks for.
     """
-    items, lengths = append(batch.inputs, batch.lengths, batch.anchor_targets[:, None])
+    items, lengths = append(batch.inputs, batch.lengths, batch.last_targets[:, None])
     masked = (items > 0) & (torch.rand(items.shape, device=items.device) < mask_rate)
     hidden = encoder(items.masked_fill(masked, encoder.mask_token), lengths)
     return full_softmax_loss(hidden[masked], encoder.item_table, items[masked])

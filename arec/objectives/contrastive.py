@@ -99,7 +99,7 @@ class ContrastiveObjective(Objective):
         """
 
         def own() -> Tensor:
-            return self.features(batch.inputs, batch.lengths)
+            return self.features(batch.anchor_inputs, batch.anchor_lengths)
 
         def same_target() -> Tensor:
             return self.features(batch.partner_inputs, batch.partner_lengths)
@@ -118,8 +118,8 @@ class ContrastiveObjective(Objective):
                 pairs = [(own(), same_target())]
             case "cl4srec":
                 augmented = two_views(
-                    batch.inputs,
-                    batch.lengths,
+                    batch.anchor_inputs,
+                    batch.anchor_lengths,
                     crop_ratio=self.config.crop_ratio,
                     mask_ratio=self.config.mask_ratio,
                     reorder_ratio=self.config.reorder_ratio,

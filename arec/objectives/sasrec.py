@@ -21,7 +21,7 @@ def next_item_loss(encoder: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:  # 
     """Mean cross-entropy of the next item, over all items and all positions that have a target.
 
     Returns:
-        The loss, and the hidden states of the last positions, which came with it.
+        The loss, and the hidden states of the anchors, which came with it.
     """
     if batch.targets.ndim == 1:
         last = encoder(batch.inputs, batch.lengths, last_only=True)
@@ -30,4 +30,4 @@ def next_item_loss(encoder: Encoder, batch: Batch) -> tuple[Tensor, Tensor]:  # 
     real = batch.targets > 0
     loss = full_softmax_loss(hidden[real], encoder.item_table, batch.targets[real])
     rows = torch.arange(len(hidden), device=hidden.device)
-    return loss, hidden[rows, batch.lengths - 1]
+    return loss, hidden[rows, batch.anchor_lengths - 1]

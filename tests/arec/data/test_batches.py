@@ -56,14 +56,37 @@ def test_every_user_once_an_epoch_also_in_the_last_incomplete_batch(split: Leave
     assert sum(sizes) % 16, "the case is one with an incomplete batch"
 
 
-def test_partners_end_before_the_same_target(split: LeaveOneOut) -> None:
+@pytest.mark.parametrize("anchors", ["last", "random"])
+def test_partners_end_before_the_same_target(split: LeaveOneOut, anchors: str) -> None:
     known = training_windows(split)
-    for batch in batches(split).epoch(1):
+    for batch in batches(split, anchors=anchors).epoch(1):
         for row, length in enumerate(batch.partner_lengths):
             window = batch.partner_inputs[row, :length].tolist()
             target = batch.anchor_targets[row].item()
             # A partner is cut to the width of its batch.
             assert any(k[-1] == target and list(k[-1 - length : -1]) == window for k in known)
+
+
+def test_random_anchors_are_all_positions_alike(split: LeaveOneOut) -> None:
+    loader = batches(split, anchors="random")
+    counts = torch.zeros(MAX_LENGTH, dtype=torch.int64)
+    for epoch in range(100):
+        for batch in loader.epoch(epoch):
+            for row, length in enumerate(batch.anchor_lengths):
+                window = batch.inputs[row, : batch.lengths[row]]
+                following = [*window[1:].tolist(), batch.last_targets[row].item()]
+                inputs = batch.anchor_inputs[row]
+                assert torch.equal(inputs[:length], window[:length]) and not inputs[length:].any()
+                assert batch.anchor_targets[row] == following[length - 1]
+            full = batch.anchors[batch.lengths == MAX_LENGTH]
+            counts += torch.bincount(full - 1, minlength=MAX_LENGTH)
+    expected = counts.sum() / MAX_LENGTH
+    assert ((counts - expected).square() / expected).sum() < 25, "chi-squared, 5 degrees: p = 1e-4"
+
+
+def test_anchors_of_prefixes_are_their_last_positions(split: LeaveOneOut) -> None:
+    for batch in batches(split, rows="prefix", anchors="random").epoch(0):
+        assert torch.equal(batch.anchor_lengths, batch.lengths)
 
 
 def test_latest_windows_without_random_ones(split: LeaveOneOut) -> None:
@@ -73,7 +96,7 @@ def test_latest_windows_without_random_ones(split: LeaveOneOut) -> None:
         if split.train_lengths[u] >= 2
     }
     for batch in batches(split, random_windows=0.0).epoch(0):
-        for inputs, target, length in zip(batch.inputs, batch.anchor_targets, batch.lengths):
+        for inputs, target, length in zip(batch.inputs, batch.last_targets, batch.lengths):
             assert (*inputs[:length].tolist(), target.item()) in latest
 
 
@@ -83,7 +106,7 @@ def test_random_windows_reach_every_position(split: LeaveOneOut) -> None:
         (*inputs[:length].tolist(), target.item())
         for epoch in range(200)
         for batch in loader.epoch(epoch)
-        for inputs, target, length in zip(batch.inputs, batch.anchor_targets, batch.lengths)
+        for inputs, target, length in zip(batch.inputs, batch.last_targets, batch.lengths)
     }
     long = np.flatnonzero(split.train_lengths > MAX_LENGTH + 1)
     for user in long:

@@ -64,6 +64,19 @@ def test_the_op_is_called_once_for_each_pair_with_its_views(
         assert k.shape == (B,), "one threshold for both views of a sequence"
 
 
+def test_views_are_made_of_the_items_up_to_the_anchors(adaptive, batch) -> None:
+    anchors = torch.tensor([2, 4, 1, 2, 1, 5])
+    cut = batch.inputs * (torch.arange(batch.inputs.shape[1]) < anchors[:, None])
+    objective = adaptive(views="un", dropout=0.0)
+    handed, view_pairs = [], objective.view_pairs
+    objective.view_pairs = lambda batch, anchor: handed.append(anchor) or view_pairs(batch, anchor)
+    objective(dataclasses.replace(batch, anchors=anchors))
+    expected = objective.encoder(cut, anchors, last_only=True)
+    torch.testing.assert_close(handed[0], expected)  # taken from the pass over all positions
+    (z,) = view_pairs(dataclasses.replace(batch, anchors=anchors))
+    torch.testing.assert_close(z, torch.cat([expected, expected]))
+
+
 def test_us_x_pairs_the_second_pass_with_the_partner(adaptive, batch) -> None:
     objective = adaptive(views="us_x", dropout=0.5).train()
     torch.manual_seed(1)
