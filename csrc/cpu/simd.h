@@ -40,6 +40,7 @@ struct Generic {
   static Reg counted(Reg counter) { return __builtin_convertvector((Mask)counter, Reg); }
   static Reg select(Mask m, Reg a, Reg b) { return m ? a : b; }
   static Reg max(Reg a, Reg b) { return a > b ? a : b; }  // b where either is NaN
+  static Reg min(Reg a, Reg b) { return a < b ? a : b; }  // b where either is NaN
   static Reg abs(Reg a) { return a < 0 ? -a : a; }
   static T sum(Reg x) {
     T total = 0;
@@ -65,7 +66,7 @@ struct Generic {
   }
   // p * 2^n, where the low bits of `n` (a float holding 1.5 * 2^23 + n) are the integer n.
   static Reg scale_by_power(Reg p, Reg n) { return (Reg)((Mask)p + ((Mask)n << 23)); }
-  template <int factor>  // factor times x as an integer, rounded towards zero
+  template <int factor>  // x as an integer, rounded towards zero, times a power of two
   static void store_int(int32_t* p, Reg x) {
     for (int lane = 0; lane < lanes; ++lane) p[lane] = factor * int32_t(x[lane]);
   }
@@ -101,6 +102,7 @@ struct Avx512 {
   static Reg counted(Reg counter) { return _mm512_cvtepi32_ps(_mm512_castps_si512(counter)); }
   static Reg select(Mask m, Reg a, Reg b) { return _mm512_mask_blend_ps(m, b, a); }
   static Reg max(Reg a, Reg b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+  static Reg min(Reg a, Reg b) { return _mm512_min_ps(a, b); }  // b where either is NaN
   static Reg abs(Reg a) { return _mm512_abs_ps(a); }
   static float sum(Reg x) { return _mm512_reduce_add_ps(x); }
   static void add_lanes(double* totals, Reg x) {
@@ -155,7 +157,7 @@ struct Avx512 {
   }
   template <int factor>
   static void store_int(int32_t* p, Reg x) {
-    _mm512_storeu_si512(p, _mm512_mullo_epi32(_mm512_cvttps_epi32(x), _mm512_set1_epi32(factor)));
+    _mm512_storeu_si512(p, _mm512_slli_epi32(_mm512_cvttps_epi32(x), __builtin_ctz(factor)));
   }
 };
 #endif

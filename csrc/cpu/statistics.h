@@ -16,15 +16,16 @@ __attribute__((noinline)) void count_bins(const Forward<typename V::Scalar>& p,
   const auto last = V::broadcast(T(p.bins - 1)), nowhere = V::broadcast(T(p.bins)),
              half_bins = V::broadcast(T(p.bins) / 2), one = V::broadcast(T(1)),
              zero = V::broadcast(T(0));
+  const bool masked = tile.masked;
   for (int64_t r = 0; r < kTile; ++r) {
     const CandidateRow<V> candidates(p.pairs.z, p.pairs.group, tile, tile.row + r);
     int32_t at[kTile];  // of each pair's count
     for (int c = 0; c < kTile; c += V::kLanes) {
       const auto x = V::load(s + r * kTile + c);
       auto bin = (x + one) * half_bins;
-      bin = V::select(V::greater(bin, last), last, V::max(bin, zero));
+      bin = V::min(V::max(bin, zero), last);
       auto counted = V::equal(x, x);
-      if (tile.masked) counted = counted & candidates(c);
+      if (masked) counted = counted & candidates(c);
       V::template store_int<kHistogramCopies>(at + c, V::select(counted, bin, nowhere));
     }
     for (int c = 0; c < kTile; c += kHistogramCopies)
