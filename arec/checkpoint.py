@@ -63,6 +63,19 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(state, file))
 
 
+def read_config(run: Path) -> Config:
+    """The settings of a run.
+
+    Raises:
+        RunError: there is no run in the folder.
+        ConfigError: its settings are not valid.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise RunError(f"{run}: no run there ({CONFIG} is missing); expected a folder of arec.train")
+    return Config.from_settings({}, path)
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """A checkpoint written by :func:`save`, on the CPU.
 
@@ -72,7 +85,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise RunError(f"{path}: no such file; expected the folder of a run of arec.train") from None
+        raise RunError(f"{path}: no such file; arec.train writes it after an epoch") from None
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise RunError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
 
@@ -124,11 +137,12 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     """Configuration, data and the chosen model of a finished run.
 
     Raises:
-        RunError: the folder holds no checkpoint, or it does not fit the data.
+        RunError: the folder holds no run or no checkpoint, or it does not fit the data.
+        ConfigError: its settings are not valid.
         DataError: the data are no longer where they were.
     """
+    config = read_config(run)
     state = load_state(run / BEST)
-    config = Config.from_settings(Config.read_settings(run / CONFIG))
     split = load_data(config)
     if state["data"] != fingerprint(split.sequences):
         raise RunError(f"{run / BEST}: trained on other data than {config.dataset} now gives")

@@ -20,6 +20,7 @@ from arec.checkpoint import (
     RunError,
     load_data,
     load_run,
+    read_config,
     sampled_candidates,
     write_json,
     write_text,
@@ -55,11 +56,12 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.resume:
         folder = arguments.resume
-        config = Config.from_settings(Config.read_settings(folder / CONFIG))
+        config = read_config(folder)
     else:
-        settings = Config.read_settings(arguments.config) if arguments.config else {}
-        config = Config.from_settings(settings | given_settings(arguments))
+        config = Config.from_settings(given_settings(arguments), arguments.config)
         folder = arguments.run_dir or _default_folder(config)
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder}: is a file; expected a new folder for the run")
         if any((folder / name).exists() for name in (CONFIG, BEST, LAST)):
             raise RunError(f"{folder}: holds a run already; expected a new folder, or --resume")
     pick_device(config.device)  # before anything is written
@@ -67,7 +69,9 @@ def main() -> None:
     if not arguments.resume:
         write_text(folder / CONFIG, config.to_toml())
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
-        _train(config, split, folder, resume=bool(arguments.resume))
+        # Interrupted in its first epoch, a run has nothing to go on from but its settings.
+        started = any((folder / name).exists() for name in (LAST, METRICS))
+        _train(config, split, folder, resume=started)
 
 
 def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) -> None:

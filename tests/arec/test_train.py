@@ -74,14 +74,15 @@ def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> No
     assert not torch.equal(results[0], results[2])
 
 
-def test_resumed_run_equals_an_uninterrupted_one(log_file, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("last", [0, 2])
+def test_resumed_run_equals_an_uninterrupted_one(log_file, tmp_path, monkeypatch, last) -> None:
     options = ["--dataset", log_file, "--epochs", 4, *SMALL]
     call(train, monkeypatch, *options, "--run-dir", tmp_path / "whole")
 
     original = Trainer._epoch
 
     def cut_off(self, epoch, bar):
-        if epoch == 2:
+        if epoch == last:
             raise KeyboardInterrupt
         original(self, epoch, bar)
 
@@ -164,9 +165,11 @@ def test_a_broken_loss_writes_no_checkpoint(log_file, tmp_path, monkeypatch, cap
         (["--dataset", "{tmp}/missing.txt"], "missing.txt"),
         (["--config", "{tmp}/missing.toml"], "missing.toml"),
         (["--device", "abacus"], "device: 'abacus'"),
-        (["--resume", "{tmp}/nothing"], "nothing"),
+        (["--resume", "{tmp}/nothing"], "nothing: no run there"),
+        (["--resume", "{tmp}/file"], "file: no run there"),
         (["--resume", "{tmp}", "--epochs", "3"], "--resume: "),
         (["--run-dir", "{tmp}/file/run"], "cannot be written"),
+        (["--run-dir", "{tmp}/file"], "file: is a file; expected a new folder"),
         (["--k-core", "1000"], "k_core"),
     ],
 )
@@ -204,7 +207,8 @@ def test_a_run_is_never_overwritten(log_file, tmp_path, monkeypatch, capsys) -> 
 def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys) -> None:
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
-    cases = {"no such file": lambda: (folder / "checkpoint.pt").unlink()}
+    cases = {"no run there": lambda: (folder / "config.toml").unlink()}
+    cases["no such file"] = lambda: (folder / "checkpoint.pt").unlink()
     cases["not a readable checkpoint"] = lambda: (folder / "checkpoint.pt").write_bytes(b"PK")
     with gzip.open(log_file, "at") as file:
         print("user90 film1 film2 film3 film4 film5", file=file)
