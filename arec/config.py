@@ -20,6 +20,23 @@ from arec.errors import UserError
 RECIPES = Path(__file__).parent / "recipes"
 
 
+# The methods that use a setting, where not all do.
+_CONTRASTIVE = ("cl4srec", "duorec", "adaptiverec")
+_METHODS_OF = {
+    "mask_rate": ("bert4rec", *_CONTRASTIVE),
+    **dict.fromkeys(
+        ("task", "views", "lambda_cl", "temperature", "same_target_negatives"), _CONTRASTIVE
+    ),
+    **dict.fromkeys(("crop_ratio", "mask_ratio", "reorder_ratio"), ("cl4srec", "adaptiverec")),
+    "similarity": ("cl4srec", "duorec"),
+    **dict.fromkeys(
+        ("simthres", "threshold_network", "positives", "partner_weight", "denominator", "weighting")
+        + ("threshold_grad", "quantile", "regulariser", "lambda_reg", "regularise_encoder"),
+        ("adaptiverec",),
+    ),
+}
+
+
 class ConfigError(UserError):
     """A setting is unknown, of the wrong type or out of range."""
 
@@ -169,6 +186,15 @@ class Config(BaseModel):
     def masked_items(self) -> bool:
         """Whether the encoder is bidirectional, trained on masked items."""
         return self.method == "bert4rec" or (self.task == "masked-item" and self.method != "sasrec")
+
+    @property
+    def unused(self) -> list[str]:
+        """The settings that were given although the method does not use them."""
+        return sorted(
+            name
+            for name in self.model_fields_set
+            if self.method not in _METHODS_OF.get(name, (self.method,))
+        )
 
     @property
     def partners(self) -> bool:

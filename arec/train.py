@@ -71,6 +71,8 @@ def main() -> None:
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
         # Interrupted in its first epoch, a run has nothing to go on from but its settings.
         started = any((folder / name).exists() for name in (LAST, METRICS))
+        if not arguments.resume and config.unused:
+            log.warning("%s does not use %s", config.method, ", ".join(config.unused))
         _train(config, split, folder, resume=started)
 
 

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from arec.config import RECIPES, Config, ConfigError
+from arec.config import _METHODS_OF, RECIPES, Config, ConfigError
 from arec.models import Encoder
 
 
@@ -63,6 +63,7 @@ def test_a_wrong_setting_is_looked_for_where_it_stands(tmp_path) -> None:
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_recipes_are_valid(recipe: str) -> None:
     config = Config.from_settings({}, recipe)
+    assert not config.unused
     assert f"{recipe}-".startswith(f"{config.method}-{config.dataset}-")
 
 
@@ -87,3 +88,21 @@ def test_cl4srec_brings_its_own_views() -> None:
 )
 def test_who_is_trained_on_masked_items(settings: dict, masked: bool) -> None:
     assert Config.from_settings(settings).masked_items is masked
+
+
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [
+        ("sasrec", ["lambda_cl", "mask_rate", "mask_ratio", "quantile", "similarity", "task"]),
+        ("bert4rec", ["lambda_cl", "mask_ratio", "quantile", "similarity", "task"]),
+        ("cl4srec", ["quantile"]),
+        ("duorec", ["mask_ratio", "quantile"]),
+        ("adaptiverec", ["similarity"]),
+    ],
+)
+def test_settings_that_a_method_does_not_use(method: str, unused: list[str]) -> None:
+    assert _METHODS_OF.keys() <= Config.model_fields.keys()
+    assert Config(method=method).unused == []
+    given = {"lambda_cl": 0.2, "mask_rate": 0.3, "mask_ratio": 0.4, "quantile": 0.8, "epochs": 3}
+    config = Config(method=method, similarity="cosine", task="next-item", **given)
+    assert config.unused == unused

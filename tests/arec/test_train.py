@@ -275,3 +275,15 @@ def test_a_file_that_cannot_be_completed_leaves_nothing(tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write_atomically(tmp_path / "metrics.json", interrupted)
     assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_the_method_does_not_use_are_named(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    recipe, folder = tmp_path / "mine.toml", tmp_path / "run"
+    recipe.write_text('method = "sasrec"\nquantile = 0.8\n')
+    call(train, monkeypatch, "--config", recipe, "--dataset", log_file, "--run-dir", folder,
+         "--lambda-cl", 0.2, "--epochs", 1, *SMALL)  # fmt: skip
+    assert "sasrec does not use lambda_cl, quantile\n" in capsys.readouterr().err
+    call(train, monkeypatch, "--resume", folder)
+    assert "does not use" not in capsys.readouterr().err

@@ -104,7 +104,8 @@ def test_dates_of_iso_8601(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "date", ["02/03/2020", "31.12.2020", "2020/01/31", "2020-1-31", "2020-13-01", "31-12-2020", "noon"]
+    "date",
+    ["02/03/2020", "31.12.2020", "2020/01/31", "2020-1-31", "2020-13-01", "31-12-2020", "noon"],
 )
 def test_other_dates_are_not_guessed(tmp_path, date):
     message = f"line 3: expected a number or an ISO 8601 date .* as timestamp, got '{date}'"
@@ -119,7 +120,9 @@ def test_other_dates_are_not_guessed(tmp_path, date):
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
-@pytest.mark.parametrize("columns", ["user user time", "user item item", "user item user", " item time"])
+@pytest.mark.parametrize(
+    "columns", ["user user time", "user item item", "user item user", " item time"]
+)
 def test_columns_must_differ(tmp_path, name, columns):
     frame = pl.DataFrame({"user": [1], "item": [2], "time": [3]})
     path = tmp_path / name
