@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from arec.config import Config
-from arec.data import load
+from arec.data import absolute, load
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.errors import UserError
@@ -96,6 +96,12 @@ def fingerprint(sequences: Sequences) -> str:
     digest.update(sequences.items.tobytes())
     digest.update(sequences.offsets.tobytes())
     return digest.hexdigest()
+
+
+def located(config: Config) -> Config:
+    """The same settings with whole paths: a run is evaluated from any folder."""
+    data_dir = config.data_dir and config.data_dir.resolve()
+    return config.model_copy(update={"dataset": absolute(config.dataset), "data_dir": data_dir})
 
 
 def load_data(config: Config) -> LeaveOneOut:

@@ -20,6 +20,7 @@ from arec.checkpoint import (
     RunError,
     load_data,
     load_run,
+    located,
     read_config,
     sampled_candidates,
     write_json,
@@ -67,6 +68,7 @@ def main() -> None:
     pick_device(config.device)  # before anything is written
     split = load_data(config)
     if not arguments.resume:
+        config = located(config)
         write_text(folder / CONFIG, config.to_toml())
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
         # Interrupted in its first epoch, a run has nothing to go on from but its settings.

@@ -287,3 +287,20 @@ def test_settings_that_the_method_does_not_use_are_named(
     assert "sasrec does not use lambda_cl, quantile\n" in capsys.readouterr().err
     call(train, monkeypatch, "--resume", folder)
     assert "does not use" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_is_evaluated_from_any_folder(
+    log_file, tmp_path, monkeypatch, capsys, named
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", log_file.name]
+    if named:
+        log_file.rename(tmp_path / "ml-1m.txt.gz")
+        data = ["--dataset", "ml-1m", "--data-dir", "."]
+    call(train, monkeypatch, *data, "--run-dir", "run", "--epochs", 1, *SMALL)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    call(evaluate, monkeypatch, tmp_path / "moved")
+    assert "test (filtered)" in capsys.readouterr().out
