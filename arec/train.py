@@ -109,8 +109,8 @@ def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) ->
         **final_metrics(objective.to(trainer.device), split, config, candidates),
     }
     write_json(folder / METRICS, metrics)
-    log.info("\n%s", format_results(metrics))
     log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)
+    print(format_results(metrics, candidates))
 
 
 def _default_folder(config: Config) -> Path:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import arec.trainer
 from arec import checkpoint, evaluate, recommend, train
 from arec.cli import run
 from arec.objectives import adaptiverec
+from arec.results import format_results
 from arec.trainer import Trainer
 
 SMALL = ["--hidden-size", "16", "--feed-forward", "16", "--max-length", "8", "--batch-size", "32"]
@@ -52,13 +54,14 @@ def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch
     assert test["filtered"]["NDCG@10"] >= test["unfiltered"]["NDCG@10"]
     assert list(test) == ["filtered", "unfiltered", "popular-100", "random-100"]
     candidates = (folder / "candidates.npz").read_bytes()
-    log = (folder / "train.log").read_text()
-    assert "90 users, 20 items" in log
-    capsys.readouterr()
+    table, messages = capsys.readouterr()
+    assert messages == (folder / "train.log").read_text(), "no progress bar where nobody watches"
+    assert "90 users, 20 items" in messages
+    assert len(re.findall(r"^epoch +\d  loss", messages, flags=re.MULTILINE)) == 6
+    assert "some users leave only" in table, "of 20 items nobody has 100 left"
 
     call(evaluate, monkeypatch, folder)
-    table = capsys.readouterr().out.rstrip()
-    assert table in log, "the same table, to the last digit"
+    assert capsys.readouterr().out == table, "to the last digit"
     assert (folder / "candidates.npz").read_bytes() == candidates, "drawn once"
 
 
@@ -304,3 +307,10 @@ def test_a_run_is_evaluated_from_any_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     call(evaluate, monkeypatch, tmp_path / "moved")
     assert "test (filtered)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("fewest", "said"), [(100, False), (99, True)])
+def test_the_legend_says_when_there_are_too_few_items_to_draw(fewest: int, said: bool) -> None:
+    candidates = np.arange(1, 101) * (np.arange(100) < [[100], [fewest]])
+    table = format_results({}, {"random-100": candidates})
+    assert (f"some users leave only {fewest} items" in table) is said
