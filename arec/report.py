@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arec.checkpoint import CONFIG, LOG, METRICS, RunError, write_atomically
+from arec.checkpoint import LOG, METRICS, RunError, read_config, write_atomically
 from arec.cli import Parser, run
-from arec.config import Config
 from arec.figures import FIGURES, LeftOut, Run
 
 
@@ -18,12 +17,9 @@ def read_run(folder: Path, name: str) -> Run:
 
     Raises:
         RunError: it is no folder of a run, or one without a whole epoch.
+        ConfigError: its settings are not valid.
     """
-    if not folder.is_dir():
-        raise RunError(f"{folder}: no such folder; expected a run of arec.train")
-    if not (folder / CONFIG).is_file():
-        raise RunError(f"{folder}: not a run of arec.train: it holds no {CONFIG}")
-    config = Config.from_settings(Config.read_settings(folder / CONFIG))
+    config = read_config(folder)
     log = [_json(folder / LOG, line) for line in _lines(folder / LOG)]
     if not log:
         raise RunError(f"{folder / LOG}: no epoch logged yet")

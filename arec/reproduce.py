@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arec.checkpoint import CONFIG, LAST, METRICS, RunError, load_data, write_text
+from arec.checkpoint import (
+    CONFIG,
+    METRICS,
+    RunError,
+    load_data,
+    located,
+    read_config,
+    write_text,
+)
 from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import PLACES, Config
 from arec.tables import TABLES, Results, Table, to_csv, to_markdown
@@ -34,9 +42,9 @@ def plan(
     for seed in seeds:
         for method, views in table.runs():
             own = {"dataset": dataset, "views": views, "seed": seed}
-            settings = Config.read_settings(recipe(method)) | dict(given) | own
             folder = runs_dir / f"{Path(dataset).name}-{method}-{views}-seed{seed}"
-            planned[method, views, seed] = (folder, Config.from_settings(settings))
+            config = Config.from_settings({**given, **own}, recipe(method))
+            planned[method, views, seed] = (folder, located(config))
     return planned
 
 
@@ -48,7 +56,7 @@ def is_finished(folder: Path, config: Config) -> bool:
     """
     if not (folder / CONFIG).is_file():
         return False
-    kept = Config.from_settings(Config.read_settings(folder / CONFIG))
+    kept = read_config(folder)
     for name in Config.model_fields:
         found, wanted = getattr(kept, name), getattr(config, name)
         if found != wanted and name not in PLACES:
@@ -65,7 +73,7 @@ def train_missing(runs: Iterable[tuple[Path, Config]]) -> None:
         load_data(config)  # that one cannot be had should be said now, not in a day
     for number, (folder, config) in enumerate(missing, start=1):
         print(f"run {number} of {len(missing)}: {folder}", file=sys.stderr)
-        train(config, folder, resume=(folder / LAST).is_file())
+        train(config, folder)
 
 
 def read_results(planned: Plan) -> Results:

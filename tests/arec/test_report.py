@@ -186,8 +186,8 @@ def test_labels_say_what_differs() -> None:
 @pytest.mark.parametrize(
     ("breaks", "message"),
     [
-        (lambda folder: folder / "nothing", "nothing: no such folder"),
-        (lambda folder: (folder / "config.toml").unlink(), "not a run of arec.train"),
+        (lambda folder: folder / "nothing", "nothing: no run there"),
+        (lambda folder: (folder / "config.toml").unlink(), "bad: no run there"),
         (lambda folder: (folder / "log.jsonl").unlink(), "log.jsonl: No such file"),
         (lambda folder: (folder / "log.jsonl").write_text(""), "no epoch logged yet"),
         (lambda folder: (folder / "log.jsonl").write_text("{"), "log.jsonl: not JSON"),
