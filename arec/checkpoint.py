@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import pickle
-import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from arec.config import Config
-from arec.data import load
+from arec.data import absolute, load
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.errors import UserError
@@ -38,16 +37,16 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     Raises:
         RunError: the folder or the disk refuses.
     """
+    # Not of `tempfile`, which gives every file the mode 0600, whatever the umask.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with open(temporary, "wb") as file:
                 write(file)
             os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
 
@@ -64,6 +63,19 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(state, file))
 
 
+def read_config(run: Path) -> Config:
+    """The settings of a run.
+
+    Raises:
+        RunError: there is no run in the folder.
+        ConfigError: its settings are not valid.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise RunError(f"{run}: no run there ({CONFIG} is missing); expected a folder of arec.train")
+    return Config.from_settings({}, path)
+
+
 def load_state(path: Path) -> dict[str, Any]:
     """A checkpoint written by :func:`save`, on the CPU.
 
@@ -73,7 +85,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise RunError(f"{path}: no such file; expected the folder of a run of arec.train") from None
+        raise RunError(f"{path}: no such file; arec.train writes it after an epoch") from None
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         raise RunError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
 
@@ -84,6 +96,12 @@ def fingerprint(sequences: Sequences) -> str:
     digest.update(sequences.items.tobytes())
     digest.update(sequences.offsets.tobytes())
     return digest.hexdigest()
+
+
+def located(config: Config) -> Config:
+    """The same settings with whole paths: a run is evaluated from any folder."""
+    data_dir = config.data_dir and config.data_dir.resolve()
+    return config.model_copy(update={"dataset": absolute(config.dataset), "data_dir": data_dir})
 
 
 def load_data(config: Config) -> LeaveOneOut:
@@ -125,11 +143,12 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     """Configuration, data and the chosen model of a finished run.
 
     Raises:
-        RunError: the folder holds no checkpoint, or it does not fit the data.
+        RunError: the folder holds no run or no checkpoint, or it does not fit the data.
+        ConfigError: its settings are not valid.
         DataError: the data are no longer where they were.
     """
+    config = read_config(run)
     state = load_state(run / BEST)
-    config = Config.from_settings(Config.read_settings(run / CONFIG))
     split = load_data(config)
     if state["data"] != fingerprint(split.sequences):
         raise RunError(f"{run / BEST}: trained on other data than {config.dataset} now gives")

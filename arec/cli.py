@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import typing
 from collections.abc import Callable
@@ -10,6 +11,8 @@ from typing import Any, NoReturn
 
 from arec.config import Config
 from arec.errors import UserError
+
+_NONE = "none"
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,10 +32,11 @@ class Parser(argparse.ArgumentParser):
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """An option for every field of :class:`Config`, absent from the result unless given."""
-    group = parser.add_argument_group("settings (the same names in a TOML file)")
+    group = parser.add_argument_group("settings (in a TOML file their names have _ for -)")
     for name, field in Config.model_fields.items():
         option = f"--{name.replace('_', '-')}"
-        shown = {"help": f"{field.description} (default: {field.default})".replace("%", "%%")}
+        default = _NONE if field.default is None else field.default
+        shown = {"help": f"{field.description} (default: {default})".replace("%", "%%")}
         if field.annotation is bool:
             group.add_argument(
                 option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, **shown
@@ -48,17 +52,28 @@ def _is_choice(annotation: Any) -> bool:
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that stood on the command line."""
-    return {name: value for name, value in vars(arguments).items() if name in Config.model_fields}
+    """The settings that stood on the command line; none, which TOML says by silence, is a word."""
+    return {
+        name: None if value == _NONE and Config.model_fields[name].default is None else value
+        for name, value in vars(arguments).items()
+        if name in Config.model_fields
+    }
 
 
 def run(program: str, main: Callable[[], None]) -> None:
     """Call ``main``; what a person can mend becomes one line on standard error and exit code 2."""
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # a closed pipe shows here, not when Python flushes at its end
     except UserError as error:
         print(f"python -m {program}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"python -m {program}: interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader has had enough, as `head` does
+        # Nor shall Python's own flush of what is left in the buffer say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a program that SIGPIPE ends

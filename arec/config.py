@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from arec.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
+# Settings that say where a run finds things, not what it is.
+PLACES = {"data_dir", "device"}
+
+
+# The methods that use a setting, where not all do.
+_CONTRASTIVE = ("cl4srec", "duorec", "adaptiverec")
+_METHODS_OF = {
+    "mask_rate": ("bert4rec", *_CONTRASTIVE),
+    **dict.fromkeys(
+        ("task", "views", "anchors", "lambda_cl", "temperature", "same_target_negatives"),
+        _CONTRASTIVE,
+    ),
+    **dict.fromkeys(("crop_ratio", "mask_ratio", "reorder_ratio"), ("cl4srec", "adaptiverec")),
+    "similarity": ("cl4srec", "duorec"),
+    **dict.fromkeys(
+        ("simthres", "threshold_network", "positives", "partner_weight", "denominator", "weighting")
+        + ("threshold_grad", "quantile", "regulariser", "lambda_reg", "regularise_encoder"),
+        ("adaptiverec",),
+    ),
+}
 
 
 class ConfigError(UserError):
@@ -180,31 +201,55 @@ class Config(BaseModel):
         return self.method == "bert4rec" or (self.task == "masked-item" and self.method != "sasrec")
 
     @property
-    def partners(self) -> bool:
-        """Whether training draws same-target partners."""
-        return (
-            self.method in ("duorec", "adaptiverec")
-            and self.lambda_cl > 0
-            and self.views in ("su", "us", "us_x")
+    def contrastive(self) -> bool:
+        """Whether training compares views."""
+        return self.method in _CONTRASTIVE and self.lambda_cl > 0
+
+    @property
+    def unused(self) -> list[str]:
+        """The settings that were given although the method does not use them."""
+        return sorted(
+            name
+            for name in self.model_fields_set
+            if self.method not in _METHODS_OF.get(name, (self.method,))
         )
 
+    @property
+    def partners(self) -> bool:
+        """Whether training draws same-target partners."""
+        return self.contrastive and self.views in ("su", "us", "us_x")
+
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Config:
-        """Validate settings by name.
+    def from_settings(
+        cls, settings: Mapping[str, Any], file: str | Path | None = None
+    ) -> Config:
+        """Validate settings by name, and below them those of a TOML file or recipe.
 
         Raises:
-            ConfigError: one line naming the first setting that is wrong and what was expected.
+            ConfigError: one line naming the first setting that is wrong, the file if it comes from
+                there, and what was expected.
         """
+        in_file = cls.read_settings(file) if file else {}
         try:
-            return cls.model_validate(settings)
+            return cls.model_validate({**in_file, **settings})
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            name = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                raise ConfigError(f"{name}: no such setting; see --help for all of them") from None
-            message = first["msg"].removeprefix("Value error, ")
-            where = f"{name}: {message}, got {first['input']!r}" if name else message
-            raise ConfigError(where) from None
+            message = cls._summary(error)
+            name = message.partition(":")[0]
+            if name in in_file and name not in settings:
+                message = f"{file}: {message}"
+            raise ConfigError(message) from None
+
+    @classmethod
+    def _summary(cls, error: ValidationError) -> str:
+        """What is wrong with the first wrong setting, after its name."""
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            near = get_close_matches(name.replace("-", "_"), cls.model_fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else "see --help for all of them"
+            return f"{name}: no such setting; {hint}"
+        message = first["msg"].removeprefix("Value error, ")
+        return f"{name}: {message}, got {first['input']!r}" if name else message
 
     @classmethod
     def read_settings(cls, source: str | Path) -> dict[str, Any]:

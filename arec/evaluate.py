@@ -17,7 +17,8 @@ def main() -> None:
     config, split, objective = load_run(arguments.run)
     objective.to(pick_device(config.device))
     candidates = sampled_candidates(arguments.run, split, config.seed)
-    print(format_results(final_metrics(objective, split, config, candidates)))
+    metrics = final_metrics(objective, split, config, candidates)
+    print(format_results(metrics, candidates))
 
 
 if __name__ == "__main__":

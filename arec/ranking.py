@@ -22,7 +22,7 @@ ScoreBatch = tuple[np.ndarray, torch.Tensor]
 Candidates = Mapping[str, np.ndarray]
 
 CUTOFFS = (5, 10, 20, 50)
-_SAMPLED = 100
+SAMPLED = 100
 
 
 def target_ranks(
@@ -86,7 +86,7 @@ def draw_candidates(
         weights = {"popular": np.log(counts), "random": np.zeros_like(counts)}
     drawn = {}
     for name, log_weight in weights.items():
-        drawn[f"{name}-{_SAMPLED}"] = rows_drawn = np.zeros((len(targets), _SAMPLED), np.int32)
+        drawn[f"{name}-{SAMPLED}"] = rows_drawn = np.zeros((len(targets), SAMPLED), np.int32)
         for rows in _slices(len(targets), batch_size):
             # The largest of log w + Gumbel noise are a draw without replacement.
             size = (len(targets[rows]), len(counts))
@@ -95,7 +95,7 @@ def draw_candidates(
             keys = torch.from_numpy(log_weight - np.log(noise))
             history = _padded(split, split.eval_users[rows], lengths[rows])
             known = np.column_stack([history, targets[rows]])
-            items = top_items(keys, _SAMPLED, torch.from_numpy(known.astype(np.int64))).numpy()
+            items = top_items(keys, SAMPLED, torch.from_numpy(known.astype(np.int64))).numpy()
             rows_drawn[rows, : items.shape[1]] = items
     return drawn
 

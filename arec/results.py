@@ -8,7 +8,7 @@ from arec.config import Config
 from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection
 from arec.objectives import AdaptiveRec, Objective
-from arec.ranking import Candidates, evaluate_scores, oracle_scores, popularity_scores
+from arec.ranking import SAMPLED, Candidates, evaluate_scores, oracle_scores, popularity_scores
 from arec.trainer import evaluate, training_batches
 
 _METRICS = ("NDCG@5", "NDCG@10", "MRR@5", "MRR@10", "Recall@5", "Recall@10")
@@ -37,14 +37,14 @@ def final_metrics(
     if split.sequences.planted is not None:
         scores = oracle_scores(split, "test")
         metrics["upper_bound"] = evaluate_scores(split, "test", scores, candidates)
-        if isinstance(objective, AdaptiveRec):
+        if isinstance(objective, AdaptiveRec) and config.contrastive:
             batches = training_batches(config, split)
             metrics["false_negatives"] = false_negative_detection(objective, batches.epoch(0))
     return metrics
 
 
-def format_results(metrics: dict[str, Any]) -> str:
-    """A table for the terminal."""
+def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
+    """A table for the terminal; both as in :func:`final_metrics`."""
     lines = [f"{'':26}" + "".join(f"{name:>11}" for name in _METRICS)]
     for row, label in _ROWS.items():
         for protocol, figures in metrics.get(row, {}).items():
@@ -54,6 +54,12 @@ def format_results(metrics: dict[str, Any]) -> str:
         "filtered: the user's own history is not ranked; unfiltered: every item is;",
         "popular-100, random-100: 100 items drawn by popularity or uniformly are, and the target",
     ]
+    fewest = min((sampled > 0).sum(axis=1).min() for sampled in candidates.values())
+    if fewest < SAMPLED:
+        lines.append(
+            f"some users leave only {fewest} items to draw from: where all are drawn, the rank is the "
+            "filtered one"
+        )
     if "false_negatives" in metrics:
         found = metrics["false_negatives"]
         lines += [

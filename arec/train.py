@@ -20,6 +20,8 @@ from arec.checkpoint import (
     RunError,
     load_data,
     load_run,
+    located,
+    read_config,
     sampled_candidates,
     write_json,
     write_text,
@@ -55,22 +57,38 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.resume:
         folder = arguments.resume
-        config = Config.from_settings(Config.read_settings(folder / CONFIG))
+        config = read_config(folder)
     else:
-        settings = Config.read_settings(arguments.config) if arguments.config else {}
-        config = Config.from_settings(settings | given_settings(arguments))
+        config = Config.from_settings(given_settings(arguments), arguments.config)
         folder = arguments.run_dir or _default_folder(config)
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"{folder}: is a file; expected a new folder for the run")
         if any((folder / name).exists() for name in (CONFIG, BEST, LAST)):
             raise RunError(f"{folder}: holds a run already; expected a new folder, or --resume")
+    print(train(config, folder))
+
+
+def train(config: Config, folder: Path) -> str:
+    """Train in a run folder, from the start or on from where it was cut off, and rank.
+
+    Returns:
+        The table of results.
+    """
     pick_device(config.device)  # before anything is written
     split = load_data(config)
-    if not arguments.resume:
+    new = not (folder / CONFIG).is_file()
+    if new:
+        config = located(config)
         write_text(folder / CONFIG, config.to_toml())
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
-        _train(config, split, folder, resume=bool(arguments.resume))
+        if new and config.unused:
+            log.warning("%s does not use %s", config.method, ", ".join(config.unused))
+        # Interrupted in its first epoch, a run has nothing to go on from but its settings.
+        started = any((folder / name).exists() for name in (LAST, METRICS))
+        return _train(config, split, folder, resume=started)
 
 
-def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) -> None:
+def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) -> str:
     sequences = split.sequences
     log.info(
         "%s: %d users, %d items, %d interactions; %d users with fewer than 3 items train only",
@@ -101,8 +119,8 @@ def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) ->
         **final_metrics(objective.to(trainer.device), split, config, candidates),
     }
     write_json(folder / METRICS, metrics)
-    log.info("\n%s", format_results(metrics))
     log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)
+    return format_results(metrics, candidates)
 
 
 def _default_folder(config: Config) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from arec.alignment import view_alignment
 from arec.checkpoint import BEST, LAST, LOG, RunError, fingerprint, load_state, save, write_text
 from arec.config import Config
 from arec.data.batches import TrainingBatches, history_batches
@@ -24,6 +25,8 @@ from arec.ranking import Candidates, ScoreBatch, evaluate_scores
 log = logging.getLogger("arec")
 
 _EVAL_BATCH = 256
+# Uniformity is a mean over half a million pairs of them.
+_ALIGNMENT_ROWS = 1024
 
 
 def pick_device(name: str) -> torch.device:
@@ -132,10 +135,12 @@ class Trainer:
         record = {"epoch": epoch, **self._train(epoch, bar)}
         record["train_seconds"] = time.perf_counter() - start
         record["valid"] = evaluate(self.objective, self.split, "valid")
-        if self.split.sequences.planted is not None and isinstance(self.objective, AdaptiveRec):
-            record["false_negatives"] = false_negative_detection(
-                self.objective, self.batches.epoch(epoch)
-            )
+        if self.config.contrastive:
+            record |= view_alignment(self.objective, self.batches.sample(_ALIGNMENT_ROWS))
+            if self.split.sequences.planted is not None and isinstance(self.objective, AdaptiveRec):
+                record["false_negatives"] = false_negative_detection(
+                    self.objective, self.batches.epoch(epoch)
+                )
         record["seconds"] = time.perf_counter() - start
         self.records.append(record)
         if self.best_epoch < 0 or self._validation(epoch) > self._validation(self.best_epoch):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from arec_kernels.arguments import compute_dtype
 
-BACKENDS = ("cpp", "triton", "cuda")
+BACKENDS = ("cpp", "triton")
 
 SCHEMAS = {
     "forward": (
@@ -163,9 +163,7 @@ def _why_not(backend: str, z: Tensor) -> str:
     if not any(name == backend for name, _ in IMPLEMENTED):
         if backend == "triton":
             return "Triton is not installed"
-        if EXTENSION_ERROR:
-            return f"the compiled extension is missing ({EXTENSION_ERROR})"
-        return "the extension was built without it"
+        return f"the compiled extension is missing ({EXTENSION_ERROR})"
     if (backend, device) not in IMPLEMENTED:
         return f"it does not take tensors on {device}"
     if backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

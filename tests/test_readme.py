@@ -27,9 +27,13 @@ def test_code_runs(code: str) -> None:
 def test_options_and_recipes_exist() -> None:
     parser = Parser("arec.train", "")
     add_settings(parser)
-    known = set(parser._option_string_actions) | {"--config", "--run-dir", "--resume"}
+    settings = set(parser._option_string_actions)
+    own = {
+        "arec.train": {"--config", "--run-dir", "--resume"},
+        "arec.reproduce": {"--seeds", "--runs-dir"},
+    }
     for line in "\n".join(blocks("sh")).splitlines():
-        if "arec.train" in line:
+        for known in (settings | own[program] for program in own if program in line):
             assert set(re.findall(r"--[a-z-]+", line)) <= known, line
             for recipe in re.findall(r"--config (\S+)", line):
                 assert (RECIPES / f"{recipe}.toml").is_file()

@@ -1,5 +1,5 @@
 """Data sets: sources -> interactions -> k-core -> leave-one-out -> batches."""
 
-from arec.data.sources import load
+from arec.data.sources import absolute, load
 
-__all__ = ["load"]
+__all__ = ["absolute", "load"]

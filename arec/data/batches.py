@@ -135,6 +135,15 @@ class TrainingBatches:
             weight = targets[rows].sum() / mean_targets
             yield self._batch(users[rows], ends[rows], lengths[rows], float(weight), rng)
 
+    def sample(self, count: int) -> Iterator[Batch]:
+        """Batches of ``count`` random rows at most, the same at every call, to measure on."""
+        rng = np.random.default_rng(self.seed)
+        users, ends = (rows[:count] for rows in self._shuffled_rows(rng))
+        lengths = np.minimum(ends, self.max_length)
+        for start in range(0, len(users), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield self._batch(users[rows], ends[rows], lengths[rows], 1.0, rng)
+
     def _shuffled_rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Users and, in their sequences, the positions of the targets: inputs end one before."""
         if self.prefixes is not None:

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pooch
+import requests
 
 from arec.errors import DataError
+
+
+_BY_HAND = "get the file elsewhere and name its folder with --data-dir"
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,21 @@ def fetch(remote: Remote) -> Path:
         expected = f"{checksum} (from {record})" if remote.checksum is None else checksum
         raise DataError(
             f"{remote.url}: the file there does not have the checksum {expected}; try again, or "
-            "get the file yourself and use it with --data-dir"
+            f"{_BY_HAND}"
         ) from None
-    except OSError as error:  # of the disk or, as its subclass, of the network
-        response = getattr(error, "response", None)
-        reason = error.strerror or type(error).__name__
-        if response is not None:
-            reason = f"HTTP status {response.status_code}"
+    except requests.HTTPError as error:
         raise DataError(
-            f"{remote.url}: cannot be fetched into {cache} ({reason}); check both, or get the file "
-            "yourself and use it with --data-dir"
+            f"{remote.url}: the publisher answers with HTTP status {error.response.status_code}; "
+            f"try again later, or {_BY_HAND}"
+        ) from None
+    except requests.RequestException as error:
+        raise DataError(
+            f"{remote.url}: cannot be fetched ({type(error).__name__}); check the network, or "
+            f"{_BY_HAND}"
+        ) from None
+    except OSError as error:
+        raise DataError(
+            f"{cache}: cannot be written ({error.strerror or error}); make room there for "
+            f"{remote.url}, or {_BY_HAND}"
         ) from None
     return Path(path)

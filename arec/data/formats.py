@@ -10,7 +10,8 @@
 | `ratings_*.csv` | Amazon 2014: `user,item,rating,timestamp` without a header |
 | `*.zip`, `*.whl` | an archive of a publisher that holds one of the above, see `_ARCHIVE_MEMBERS` |
 
-Each may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, ids are text.
+Each may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, ids are text, a time is a
+number or an ISO 8601 date.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import gzip
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import islice
@@ -62,6 +63,12 @@ _DELIMITED = {
     "*.data": _Delimited("\t", Columns(), ("user", "item", "rating", "timestamp")),
     "ratings_*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "timestamp")),
 }
+
+_TIME = "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00)"
+# Date, hours and minutes, seconds, hours and minutes of the offset; only the date has to be there.
+_ISO_8601 = (
+    r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d(?:\.\d+)?)?(?:Z|([+-]\d\d):?(\d\d)?)?)?$"
+)
 
 _ARCHIVE_MEMBERS = (
     "ml-1m/ratings.dat",
@@ -182,7 +189,9 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
     blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
     bad = (_incomplete(result) & ~blank).arg_true()
     if len(bad):
-        raise complain(*next(islice(_records(data, dialect), bad[0] + header, None)))
+        line, values = next(islice(_records(data, dialect), bad[0] + header, None))
+        _check_time(f"{where}, line {line}", columns, result, bad[0], column)
+        raise complain(line, values)
     return result.filter(~blank)
 
 
@@ -207,18 +216,26 @@ def _read_parquet(where: str, data: bytes, columns: Columns) -> pl.DataFrame:
         raise DataError(f"{where}: not a readable Parquet file ({_summary(error)})") from None
     bad = _incomplete(result).arg_true()
     if len(bad):
-        row = frame.row(bad[0], named=True)
-        raise DataError(f"{where}, row {bad[0] + 1}: expected a user, an item, a time, got {row}")
+        place, row = f"{where}, row {bad[0] + 1}", frame.row(bad[0], named=True)
+        _check_time(place, columns, result, bad[0], frame.get_column)
+        raise DataError(f"{place}: expected a user, an item, a time, got {row}")
     return result
 
 
 def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
     if columns == Columns() and _named(_MOVIELENS_COLUMNS) <= set(header):
         return _MOVIELENS_COLUMNS
+    names = (columns.user, columns.item, columns.time)
+    if "" in names[:2] or len(set(names)) < 3:
+        raise DataError(
+            f"{where}: expected different columns for user, item and time (this one may be ''), "
+            f"got {names}"
+        )
     if not _named(columns) <= set(header):
         raise DataError(
             f"{where}: expected the columns {', '.join(sorted(_named(columns)))}, found "
-            f"{', '.join(header) or 'none'}; rename them, or say which ones to read"
+            f"{', '.join(header) or 'none'}; rename them, or say which ones to read with "
+            "--user-column, --item-column and --time-column"
         )
     return columns
 
@@ -233,11 +250,23 @@ def _interactions(user: pl.Series, item: pl.Series, time: pl.Series | None) -> p
     return frame if time is None else frame.with_columns(_as_number(time).alias("time"))
 
 
+def _check_time(
+    place: str, columns: Columns, result: pl.DataFrame, row: int, column: Callable[[str], pl.Series]
+) -> None:
+    """Raises `DataError` if it is the time that an incomplete row has, but wrong."""
+    if None in result.row(row)[:2]:
+        return
+    value = column(columns.time)[row]
+    if value is not None:
+        raise DataError(f"{place}: expected {_TIME} as {columns.time}, got {value!r}")
+
+
 def _as_id(column: pl.Series) -> pl.Series:
     return column.cast(pl.String).str.strip_chars().replace("", None)
 
 
 def _as_number(time: pl.Series) -> pl.Series:
+    """Numbers as they are, dates in microseconds, null where there is neither."""
     if time.dtype == pl.String:
         text = time.str.strip_chars()
         # Whole numbers first: a float would merge neighbouring nanoseconds.
@@ -245,14 +274,27 @@ def _as_number(time: pl.Series) -> pl.Series:
             time = text.cast(dtype, strict=False)
             if time.null_count() == text.null_count():
                 return _without_nan(time)
-        try:
-            dates = text.str.to_datetime(strict=False, time_unit="us").to_physical()
-        except pl.exceptions.PolarsError:  # the first value is not a date
-            return time
-        return dates if dates.null_count() < time.null_count() else time
+        dates = _dates(text)
+        return dates if dates.null_count() < time.null_count() else _without_nan(time)
     if time.dtype in (pl.Date, pl.Datetime):
         return time.cast(pl.Datetime("us")).to_physical()
     return _without_nan(time) if time.dtype.is_numeric() else time.clear(len(time))
+
+
+def _dates(text: pl.Series) -> pl.Series:
+    """Microseconds of ISO 8601 dates, UTC unless they say otherwise; null for any other text.
+
+    Other orders of day and month are not guessed: 02/03 is either.
+    """
+    date, minutes, seconds, hour_offset, minute_offset = (
+        text.str.extract_groups(_ISO_8601).struct.unnest().get_columns()
+    )
+    complete = (
+        date + "T" + minutes.fill_null("00:00") + seconds.fill_null(":00")
+        + hour_offset.fill_null("+00") + minute_offset.fill_null("00")
+    )  # fmt: skip
+    moments = complete.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", strict=False)
+    return moments.to_physical()
 
 
 def _without_nan(time: pl.Series) -> pl.Series:

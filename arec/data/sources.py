@@ -92,6 +92,12 @@ def load(
     return prepare(dataset if source else path.name, log, k_core)
 
 
+def absolute(dataset: str) -> str:
+    """The same data set seen from any folder: your own file's whole path, or the name as it is."""
+    named = dataset == "builtin" or dataset in _SOURCES
+    return dataset if named else str(Path(dataset).resolve())
+
+
 def _locate(dataset: str, source: _Source, data_dir: Path | None) -> Path:
     folder = data_dir or os.environ.get("AREC_DATA_DIR")
     if folder:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from arec.config import Config
 from arec.models import Encoder, FlattenedThresholdNetwork, ThresholdNetwork
-from arec.objectives.contrastive import ContrastiveObjective
+from arec.objectives.contrastive import BINS, ContrastiveObjective
 from arec_kernels import adaptive_info_nce, row_similarity_quantile
 
-# Resolution 1/1000 in cosine units: far finer than the spread of SimThres.
-_BINS = 2000
 # The released program's weight of its regulariser, which stands outside λ_cl.
 _RELEASED_WEIGHT = 0.1
 
@@ -32,8 +31,6 @@ class AdaptiveRec(ContrastiveObjective):
       batches of their own quantiles.
     - "row": the ``quantile`` of each row's own candidate similarities (Sec. 3.2.1).
     - "epoch": the k̄ or s̄ of the previous epoch, for all rows; in the first epoch nothing is above.
-
-    The similarities of an epoch are counted by the op itself.
     """
 
     def __init__(self, encoder: Encoder, config: Config) -> None:
@@ -45,9 +42,8 @@ class AdaptiveRec(ContrastiveObjective):
             else:
                 context = config.threshold_network == "context"
                 self.threshold = ThresholdNetwork(features, context=context)
-        # k̄ or s̄ of the previous epoch (NaN: there was none) and what this epoch has counted so far.
+        # k̄ or s̄ of the previous epoch (NaN: there was none) and what this epoch has added up so far.
         self.register_buffer("reference", torch.tensor(torch.nan))
-        self.register_buffer("histogram", torch.zeros(_BINS, dtype=torch.int64))
         self.register_buffer("batch_quantiles", torch.zeros(2))  # sum, number of batches
 
     def thresholds(
@@ -77,7 +73,7 @@ class AdaptiveRec(ContrastiveObjective):
             denominator=config.denominator,
             weighting=config.weighting,
             threshold_grad=config.threshold_grad,
-            histogram_bins=_BINS,
+            histogram_bins=BINS,
         )
         self.histogram += stats.histogram
         self.batch_quantiles += torch.stack(
@@ -105,16 +101,15 @@ class AdaptiveRec(ContrastiveObjective):
             logged["L_reg"] = penalty
         return weighted, logged
 
-    def end_epoch(self) -> dict[str, float]:
+    def end_epoch(self) -> dict[str, Any]:
         """The epoch's quantile becomes the next one's k̄."""
         total, batches = self.batch_quantiles
         if batches > 0:
             paper = self.config.regulariser == "paper"
             epoch_quantile = _histogram_quantile(self.histogram, self.config.quantile)
             self.reference.copy_(epoch_quantile if paper else total / batches)
-        self.histogram.zero_()
         self.batch_quantiles.zero_()
-        return {"k_stat": self.reference.item()}
+        return {"k_stat": self.reference.item(), **super().end_epoch()}
 
 
 def _histogram_quantile(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -25,8 +27,8 @@ class Objective(nn.Module):
         """The loss to minimise (0-d) and 0-d tensors to log, averaged over the epoch."""
         raise NotImplementedError
 
-    def end_epoch(self) -> dict[str, float]:
-        """Called after an epoch's last batch; scalars to log with the epoch."""
+    def end_epoch(self) -> dict[str, Any]:
+        """Called after an epoch's last batch; what to log with the epoch, as JSON has it."""
         return {}
 
     def features(

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from arec.augment import two_views
+from arec.config import Config
 from arec.data.batches import Batch
+from arec.models import Encoder
 from arec.objectives.base import Objective
 from arec.objectives.bert4rec import masked_item_loss
 from arec.objectives.sasrec import next_item_loss
-from arec_kernels import adaptive_info_nce
+from arec_kernels import adaptive_info_nce, similarity_histogram
+
+# Resolution 1/1000 in cosine units: far finer than the spread of SimThres.
+BINS = 2000
+# Coarse enough to keep a line of the log short.
+_LOGGED_BINS = 200
 
 
 class ContrastiveObjective(Objective):
     """``L = L_basic + λ_cl · L_cl`` (Eq. 9), L_cl summed over the view pairs.
 
     L_cl is NT-Xent (Eq. 2), in which every other row of the batch is a negative, unless a method
-    says otherwise.
+    says otherwise. The similarities of an epoch are counted in the same pass.
     """
+
+    def __init__(self, encoder: Encoder, config: Config) -> None:
+        super().__init__(encoder, config)
+        self.register_buffer("histogram", torch.zeros(BINS, dtype=torch.int64))  # over [-1, 1]
 
     def contrast(
         self,
@@ -32,10 +44,18 @@ class ContrastiveObjective(Objective):
         temperature = self.config.temperature
         if self.config.similarity == "dot":
             loss = dot_nt_xent(z, temperature, groups)
+            # A NaN is the loss's to report.
+            self.histogram += similarity_histogram(z.detach().nan_to_num(), BINS, groups=groups)
         else:
-            loss = adaptive_info_nce(
-                z, math.inf, temperature=temperature, groups=groups, positives=False
+            loss, stats = adaptive_info_nce(
+                z,
+                math.inf,
+                temperature=temperature,
+                groups=groups,
+                positives=False,
+                histogram_bins=BINS,
             )
+            self.histogram += stats.histogram
         return self.config.lambda_cl * loss, {"L_cl": loss}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -55,6 +75,12 @@ class ContrastiveObjective(Objective):
             for name, value in scalars.items():
                 logged[name] = logged.get(name, 0) + value.detach() / len(pairs)
         return loss, logged
+
+    def end_epoch(self) -> dict[str, Any]:
+        """``similarity_histogram``: counts of the epoch's similarities over [-1, 1]."""
+        counts = self.histogram.unflatten(0, (_LOGGED_BINS, -1)).sum(dim=1).tolist()
+        self.histogram.zero_()
+        return {"similarity_histogram": counts} if any(counts) else {}
 
     def groups(self, batch: Batch) -> Tensor | None:  # (B,)
         """Rows of the same group are known to be no negatives of each other."""

@@ -5,7 +5,7 @@ import tomllib
 
 import pytest
 
-from arec.config import RECIPES, Config, ConfigError
+from arec.config import _METHODS_OF, RECIPES, Config, ConfigError
 from arec.models import Encoder
 
 
@@ -19,7 +19,9 @@ def test_round_trip_through_toml() -> None:
     [
         ({"epochs": 0}, "epochs: Input should be greater than or equal to 1, got 0"),
         ({"epochs": "many"}, "epochs: Input should be a valid integer"),
-        ({"epoch": 3}, "epoch: no such setting"),
+        ({"epoch": 3}, "epoch: no such setting; did you mean epochs?"),
+        ({"learning-rate": 3}, "learning-rate: no such setting; did you mean learning_rate?"),
+        ({"xyz": 3}, "xyz: no such setting; see --help for all of them"),
         ({"method": "gru4rec"}, "method: Input should be 'sasrec', 'bert4rec', "),
         ({"method": "cl4srec", "views": "su"}, "views: 'su' does not go with method 'cl4srec'"),
         ({"method": "duorec", "views": "cl4srec"}, "views: 'cl4srec' does not go with"),
@@ -46,9 +48,22 @@ def test_files_that_are_no_settings(tmp_path) -> None:
         Config.read_settings(broken)
 
 
+def test_a_wrong_setting_is_looked_for_where_it_stands(tmp_path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("heads = 3\nepochs = 0\n")
+    with pytest.raises(ConfigError, match="mine.toml: epochs: Input should be greater"):
+        Config.from_settings({}, file)
+    with pytest.raises(ConfigError, match="mine.toml: heads: expected a divisor"):
+        Config.from_settings({"epochs": 1}, file)
+    with pytest.raises(ConfigError, match="^epochs: Input should be greater"):
+        Config.from_settings({"epochs": -1}, file)
+    assert Config.from_settings({"epochs": 1, "heads": 2}, file).epochs == 1
+
+
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_recipes_are_valid(recipe: str) -> None:
-    config = Config.from_settings(Config.read_settings(recipe))
+    config = Config.from_settings({}, recipe)
+    assert not config.unused
     assert f"{recipe}-".startswith(f"{config.method}-{config.dataset}-")
 
 
@@ -73,3 +88,21 @@ def test_cl4srec_brings_its_own_views() -> None:
 )
 def test_who_is_trained_on_masked_items(settings: dict, masked: bool) -> None:
     assert Config.from_settings(settings).masked_items is masked
+
+
+@pytest.mark.parametrize(
+    ("method", "unused"),
+    [
+        ("sasrec", ["lambda_cl", "mask_rate", "mask_ratio", "quantile", "similarity", "task"]),
+        ("bert4rec", ["lambda_cl", "mask_ratio", "quantile", "similarity", "task"]),
+        ("cl4srec", ["quantile"]),
+        ("duorec", ["mask_ratio", "quantile"]),
+        ("adaptiverec", ["similarity"]),
+    ],
+)
+def test_settings_that_a_method_does_not_use(method: str, unused: list[str]) -> None:
+    assert _METHODS_OF.keys() <= Config.model_fields.keys()
+    assert Config(method=method).unused == []
+    given = {"lambda_cl": 0.2, "mask_rate": 0.3, "mask_ratio": 0.4, "quantile": 0.8, "epochs": 3}
+    config = Config(method=method, similarity="cosine", task="next-item", **given)
+    assert config.unused == unused

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import arec.trainer
 from arec import checkpoint, evaluate, recommend, train
 from arec.cli import run
 from arec.objectives import adaptiverec
+from arec.results import format_results
 from arec.trainer import Trainer
 
 SMALL = ["--hidden-size", "16", "--feed-forward", "16", "--max-length", "8", "--batch-size", "32"]
@@ -52,13 +54,14 @@ def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch
     assert test["filtered"]["NDCG@10"] >= test["unfiltered"]["NDCG@10"]
     assert list(test) == ["filtered", "unfiltered", "popular-100", "random-100"]
     candidates = (folder / "candidates.npz").read_bytes()
-    log = (folder / "train.log").read_text()
-    assert "90 users, 20 items" in log
-    capsys.readouterr()
+    table, messages = capsys.readouterr()
+    assert messages == (folder / "train.log").read_text(), "no progress bar where nobody watches"
+    assert "90 users, 20 items" in messages
+    assert len(re.findall(r"^epoch +\d  loss", messages, flags=re.MULTILINE)) == 6
+    assert "some users leave only" in table, "of 20 items nobody has 100 left"
 
     call(evaluate, monkeypatch, folder)
-    table = capsys.readouterr().out.rstrip()
-    assert table in log, "the same table, to the last digit"
+    assert capsys.readouterr().out == table, "to the last digit"
     assert (folder / "candidates.npz").read_bytes() == candidates, "drawn once"
 
 
@@ -74,14 +77,15 @@ def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> No
     assert not torch.equal(results[0], results[2])
 
 
-def test_resumed_run_equals_an_uninterrupted_one(log_file, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("last", [0, 2])
+def test_resumed_run_equals_an_uninterrupted_one(log_file, tmp_path, monkeypatch, last) -> None:
     options = ["--dataset", log_file, "--epochs", 4, *SMALL]
     call(train, monkeypatch, *options, "--run-dir", tmp_path / "whole")
 
     original = Trainer._epoch
 
     def cut_off(self, epoch, bar):
-        if epoch == 2:
+        if epoch == last:
             raise KeyboardInterrupt
         original(self, epoch, bar)
 
@@ -164,9 +168,11 @@ def test_a_broken_loss_writes_no_checkpoint(log_file, tmp_path, monkeypatch, cap
         (["--dataset", "{tmp}/missing.txt"], "missing.txt"),
         (["--config", "{tmp}/missing.toml"], "missing.toml"),
         (["--device", "abacus"], "device: 'abacus'"),
-        (["--resume", "{tmp}/nothing"], "nothing"),
+        (["--resume", "{tmp}/nothing"], "nothing: no run there"),
+        (["--resume", "{tmp}/file"], "file: no run there"),
         (["--resume", "{tmp}", "--epochs", "3"], "--resume: "),
         (["--run-dir", "{tmp}/file/run"], "cannot be written"),
+        (["--run-dir", "{tmp}/file"], "file: is a file; expected a new folder"),
         (["--k-core", "1000"], "k_core"),
     ],
 )
@@ -204,7 +210,8 @@ def test_a_run_is_never_overwritten(log_file, tmp_path, monkeypatch, capsys) -> 
 def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys) -> None:
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
-    cases = {"no such file": lambda: (folder / "checkpoint.pt").unlink()}
+    cases = {"no run there": lambda: (folder / "config.toml").unlink()}
+    cases["no such file"] = lambda: (folder / "checkpoint.pt").unlink()
     cases["not a readable checkpoint"] = lambda: (folder / "checkpoint.pt").write_bytes(b"PK")
     with gzip.open(log_file, "at") as file:
         print("user90 film1 film2 film3 film4 film5", file=file)
@@ -252,3 +259,58 @@ def test_unreadable_candidates_are_one_clear_error(tmp_path) -> None:
     (tmp_path / "candidates.npz").write_bytes(b"PK")
     with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
         checkpoint.sampled_candidates(tmp_path, split=None, seed=0)
+
+
+def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
+    before = os.umask(0o027)
+    try:
+        checkpoint.write_text(tmp_path / "run" / "config.toml", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "run" / "config.toml").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_file_that_cannot_be_completed_leaves_nothing(tmp_path) -> None:
+    def interrupted(file) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write_atomically(tmp_path / "metrics.json", interrupted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_the_method_does_not_use_are_named(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    recipe, folder = tmp_path / "mine.toml", tmp_path / "run"
+    recipe.write_text('method = "sasrec"\nquantile = 0.8\n')
+    call(train, monkeypatch, "--config", recipe, "--dataset", log_file, "--run-dir", folder,
+         "--lambda-cl", 0.2, "--epochs", 1, *SMALL)  # fmt: skip
+    assert "sasrec does not use lambda_cl, quantile\n" in capsys.readouterr().err
+    call(train, monkeypatch, "--resume", folder)
+    assert "does not use" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_is_evaluated_from_any_folder(
+    log_file, tmp_path, monkeypatch, capsys, named
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", log_file.name]
+    if named:
+        log_file.rename(tmp_path / "ml-1m.txt.gz")
+        data = ["--dataset", "ml-1m", "--data-dir", "."]
+    call(train, monkeypatch, *data, "--run-dir", "run", "--epochs", 1, *SMALL)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    call(evaluate, monkeypatch, tmp_path / "moved")
+    assert "test (filtered)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("fewest", "said"), [(100, False), (99, True)])
+def test_the_legend_says_when_there_are_too_few_items_to_draw(fewest: int, said: bool) -> None:
+    candidates = np.arange(1, 101) * (np.arange(100) < [[100], [fewest]])
+    table = format_results({}, {"random-100": candidates})
+    assert (f"some users leave only {fewest} items" in table) is said

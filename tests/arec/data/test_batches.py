@@ -169,6 +169,20 @@ def test_a_prefix_costs_an_index_and_no_copy() -> None:
     assert held < 100e6, "with the index of same-target partners"
 
 
+@pytest.mark.parametrize("rows", ["all-positions", "prefix"])
+def test_a_sample_is_of_training_windows_and_always_the_same(split: LeaveOneOut, rows: str) -> None:
+    known = training_windows(split)
+    loader = batches(split, rows=rows)
+    sample = list(loader.sample(40))
+    assert [len(batch.inputs) for batch in sample] == [16, 16, 8]
+    for batch, again in zip(sample, loader.sample(40), strict=True):
+        assert torch.equal(batch.inputs, again.inputs)
+        assert torch.equal(batch.partner_inputs, again.partner_inputs)
+        for inputs, length, target in zip(batch.inputs, batch.lengths, batch.anchor_targets):
+            assert (*inputs[:length].tolist(), target.item()) in known
+    assert sum(len(batch.inputs) for batch in loader.sample(10**6)) == len(loader.users)
+
+
 @pytest.mark.parametrize("stage", ["valid", "test"])
 def test_histories_are_the_latest_items_before_the_target(split: LeaveOneOut, stage: str) -> None:
     known = dict(zip(split.eval_users.tolist(), split.history_lengths(stage).tolist()))

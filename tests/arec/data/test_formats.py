@@ -88,6 +88,49 @@ def test_nanoseconds_stay_apart(tmp_path):
     assert read(path)["time"].diff().to_list() == [None, -1]
 
 
+def times_of(tmp_path, *times: str) -> list[int]:
+    path = tmp_path / "log.csv"
+    path.write_text("user,item,timestamp\n" + "".join(f"u,a,{time}\n" for time in times))
+    return read(path)["time"].to_list()
+
+
+def test_dates_of_iso_8601(tmp_path):
+    day, hour, second = 86_400_000_000, 3_600_000_000, 1_000_000
+    times = ["1970-01-02", "1970-01-02 01:00", "1970-01-02T01:00:01", "1970-01-02T01:00:01.5Z"]
+    noon = ["1970-01-01T12:00:00+00:00", "1970-01-01 14:00+02:00", "1970-01-01T08:30-0330"]
+    assert times_of(tmp_path, *times, *noon) == [
+        day, day + hour, day + hour + second, day + hour + 3 * second // 2, *3 * [12 * hour],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["02/03/2020", "31.12.2020", "2020/01/31", "2020-1-31", "2020-13-01", "31-12-2020", "noon"],
+)
+def test_other_dates_are_not_guessed(tmp_path, date):
+    message = f"line 3: expected a number or an ISO 8601 date .* as timestamp, got '{date}'"
+    with pytest.raises(DataError, match=message):
+        times_of(tmp_path, "2020-01-01", date)
+    with pytest.raises(DataError, match=message.replace("line 3", "line 2")):
+        times_of(tmp_path, date, "2020-01-01")
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [1], "item": [1], "timestamp": [date]}).write_parquet(path)
+    with pytest.raises(DataError, match=message.replace("line 3", "row 1")):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
+@pytest.mark.parametrize(
+    "columns", ["user user time", "user item item", "user item user", " item time"]
+)
+def test_columns_must_differ(tmp_path, name, columns):
+    frame = pl.DataFrame({"user": [1], "item": [2], "time": [3]})
+    path = tmp_path / name
+    frame.write_csv(path) if name.endswith("csv") else frame.write_parquet(path)
+    with pytest.raises(DataError, match="expected different columns for user, item and time"):
+        read(path, Columns(*columns.split(" ")))
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

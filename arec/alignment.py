@@ -1,0 +1,34 @@
+"""How the features of views lie on the unit sphere: alignment and uniformity (Eq. 3 and 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from arec.data.batches import Batch
+from arec.objectives.contrastive import ContrastiveObjective
+from arec_kernels import alignment_uniformity
+
+
+@torch.no_grad()
+def view_alignment(
+    objective: ContrastiveObjective, batches: Iterable[Batch]
+) -> dict[str, float]:
+    """``alignment`` and ``uniformity`` of the view pairs of all the batches together.
+
+    Views differ by dropout and augmentation, so the objective sees them as in training. Chance is
+    drawn from the run's seed, the same at every call, and torch's generators are left as they were.
+    Of several pairs a sequence (``views="us"``) the means.
+    """
+    objective.train()
+    device = next(objective.parameters()).device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(objective.config.seed)
+        views = [
+            torch.stack([z.unflatten(0, (2, -1)) for z in objective.view_pairs(batch.to(device))])
+            for batch in batches
+        ]
+    pairs = torch.cat(views, dim=2)  # (pairs, 2, rows, d)
+    figures = torch.tensor([alignment_uniformity(x, y) for x, y in pairs]).mean(dim=0)
+    return dict(zip(("alignment", "uniformity"), figures.tolist()))

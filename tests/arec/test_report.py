@@ -1,0 +1,209 @@
+"""What the figures show is what the logs hold, and what they cannot show is said."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arec import figures, report
+from arec.cli import run
+from arec.config import Config
+from arec.figures import FIGURES, LeftOut, Run
+from arec.train import train
+
+EPOCHS = 3
+
+
+def record(epoch: int, config: Config) -> dict[str, Any]:
+    """An epoch as a method of the configuration logs it on built-in data."""
+    logged: dict[str, Any] = {"epoch": epoch, "loss": 1.0}
+    if config.contrastive:
+        values = np.random.default_rng(epoch).normal(0.2, 0.2, size=1000).clip(-1, 1)
+        counts, _ = np.histogram(values, bins=200, range=(-1, 1))
+        logged |= {"similarity_histogram": counts.tolist()}
+        logged |= {"alignment": 1 - 0.1 * epoch, "uniformity": -1 - epoch}
+    if config.contrastive and config.method == "adaptiverec":
+        found = {"precision": 0.5, "recall": 0.4, "base_rate": 0.1, "selected": 0.2}
+        logged |= {"k_mean": 0.9 - epoch / 10, "k_std": 0.05, "k_stat": 0.7}
+        logged |= {"false_negatives": found}
+    return logged
+
+
+def make(name: str, ndcg: float | None = 0.1, **settings) -> Run:
+    config = Config(**settings)
+    metrics = None
+    if ndcg is not None:
+        figure = {protocol: {"NDCG@10": ndcg} for protocol in ("filtered", "unfiltered")}
+        metrics = {"valid": figure, "test": figure}
+    return Run(name, config, [record(epoch, config) for epoch in range(EPOCHS)], metrics)
+
+
+def write(folder: Path, made: Run) -> Path:
+    folder.mkdir()
+    (folder / "config.toml").write_text(made.config.to_toml())
+    (folder / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in made.log))
+    if made.metrics:
+        (folder / "metrics.json").write_text(json.dumps(made.metrics))
+    return folder
+
+
+def call(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+    run("arec.report", report.main)
+
+
+def curves(axes) -> dict[str, np.ndarray]:
+    return {line.get_label(): line.get_xydata() for line in axes.get_lines()}
+
+
+ALL = {
+    "a": {},
+    "b": {"lambda_reg": 0.0, "threshold_grad": 0.05},
+    "c": {"quantile": 0.5},
+    "d": {"hidden_size": 128},
+    "e": {"method": "sasrec"},
+}
+CONTRASTIVE = {"similarity.png", "uniformity.png", "alignment-uniformity.png"}
+THRESHOLD = CONTRASTIVE | {"simthres.png", "false-negatives.png"}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("abcde", set(FIGURES)),
+        ("a", THRESHOLD),
+        ("ab", THRESHOLD | {"collapse.png"}),
+        ("bc", THRESHOLD),
+        ("ac", THRESHOLD | {"quantile.png"}),
+        ("ad", THRESHOLD | {"widths.png"}),
+        ("e", set()),
+    ],
+)
+def test_figures_that_the_runs_can_give(names, expected) -> None:
+    runs = [make(name, **ALL[name]) for name in names]
+    drawn = set()
+    for file, (_, draw) in FIGURES.items():
+        try:
+            assert draw(runs).axes
+        except LeftOut as reason:
+            assert str(reason)
+        else:
+            drawn.add(file)
+    assert drawn == expected
+
+
+def test_draws_what_training_logs(tmp_path, monkeypatch, capsys) -> None:
+    data = tmp_path / "walks.txt"
+    data.write_text(
+        "".join(f"u{u} " + " ".join(str((u + i) % 9) for i in range(8)) + "\n" for u in range(30))
+    )
+    settings = {"dataset": str(data), "hidden_size": 8, "feed_forward": 8, "epochs": 2}
+    folders = []
+    for method in ("sasrec", "cl4srec", "duorec", "adaptiverec"):
+        folders.append(tmp_path / method)
+        train(Config.from_settings(settings | {"method": method}), folders[-1])
+    out = tmp_path / "out"
+    call(monkeypatch, *folders, "--out", out)
+    expected = CONTRASTIVE | {"simthres.png"}
+    assert {path.name for path in out.glob("*")} == expected
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*"))
+    for file, line in zip(FIGURES, capsys.readouterr().out.splitlines(), strict=True):
+        if file in expected:
+            assert line.startswith(f"wrote {out / file} (")
+        else:
+            assert line.startswith(f"left out: {file} (") and "): " in line, "says why"
+
+
+def test_sorted_similarities_are_quantiles() -> None:
+    made = make("a")
+    axes = figures.similarity([made]).axes[0]
+    for line, each in zip(axes.get_lines(), made.log, strict=True):
+        values = np.repeat(np.arange(200), each["similarity_histogram"]) / 100 - 0.995
+        share, similarity = line.get_xydata().T
+        assert share[0] == 0 and share[-1] == 1
+        for q in (0.1, 0.5, 0.9, 0.99):
+            expected = np.quantile(values, q)
+            assert np.interp(q, share, similarity) == pytest.approx(expected, abs=0.02)
+    colours = [np.array(line.get_color()) for line in axes.get_lines()]
+    assert colours[0][1] > colours[0][0] and colours[-1][0] > colours[-1][1], "green to red"
+
+
+def test_uniformity_has_the_paper_s_sign() -> None:
+    axes = figures.uniformity([make("a"), make("b", quantile=0.5)]).axes[0]
+    assert set(curves(axes)) == {"quantile 0.9", "quantile 0.5"}
+    assert curves(axes)["quantile 0.5"].tolist() == [[0, 1], [1, 2], [2, 3]]
+
+
+def test_simthres_stands_beside_the_statistical_one() -> None:
+    axes = figures.simthres([make("a"), make("b", method="duorec")]).axes
+    assert len(axes) == 1, "a panel only for those who have a threshold"
+    k, k_stat = curves(axes[0]).values()
+    assert k[:, 1] == pytest.approx([0.9, 0.8, 0.7])
+    assert k_stat[:, 1] == pytest.approx([0.7] * 3)
+    band = axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert [band.min(), band.max()] == pytest.approx([0.65, 0.95])
+
+
+def test_widths_are_densities() -> None:
+    axes = figures.widths([make("a"), make("b", hidden_size=128, feed_forward=512)]).axes[0]
+    for patch in axes.patches:
+        density, edges, _ = patch.get_data()
+        assert np.sum(density * np.diff(edges)) == pytest.approx(1)
+    assert len(axes.patches) == 2
+
+
+def test_quantiles_are_compared_over_seeds_and_nothing_else() -> None:
+    runs = [
+        make("a", 0.1, quantile=0.5),
+        make("b", 0.3, quantile=0.5, seed=1),
+        make("c", 0.4),
+        make("d", 0.9, quantile=0.7, temperature=0.5),
+        make("e", None, quantile=0.99),
+    ]
+    axes = figures.quantile_sweep(runs).axes[0]
+    for line in axes.get_lines()[::3]:
+        assert line.get_xydata() == pytest.approx(np.array([[0.5, 0.2], [0.9, 0.4]]))
+    with pytest.raises(LeftOut, match="differ in quantile"):
+        figures.quantile_sweep(runs[2:])
+
+
+def test_labels_say_what_differs() -> None:
+    runs = [make("a"), make("b", threshold_grad=0.05, lambda_reg=0.0)]
+    assert figures.labels(runs) == [
+        "threshold_grad none, lambda_reg 0.1", "threshold_grad 0.05, lambda_reg 0"
+    ]  # fmt: skip
+    assert figures.labels([make("a"), make("b", device="cpu")]) == ["a", "b"]
+    many = make("b", epochs=3, layers=1, dropout=0.1, seed=3)
+    assert figures.labels([make("a"), many]) == ["a", "b"]
+    assert figures.labels([make("a"), make("b"), make("c", seed=1)]) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (lambda folder: folder / "nothing", "nothing: no run there"),
+        (lambda folder: (folder / "config.toml").unlink(), "bad: no run there"),
+        (lambda folder: (folder / "log.jsonl").unlink(), "log.jsonl: No such file"),
+        (lambda folder: (folder / "log.jsonl").write_text(""), "no epoch logged yet"),
+        (lambda folder: (folder / "log.jsonl").write_text("{"), "log.jsonl: not JSON"),
+        (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json: not JSON"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    breaks, message, tmp_path, monkeypatch, capsys
+) -> None:
+    good, bad = (write(tmp_path / name, make(name)) for name in ("good", "bad"))
+    changed = breaks(bad)
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, good, changed if isinstance(changed, Path) else bad,
+             "--out", tmp_path / "out")  # fmt: skip
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1, error
+    assert not (tmp_path / "out").exists()

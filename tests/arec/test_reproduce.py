@@ -1,0 +1,168 @@
+"""The paper's tables again: what is missing is run, what is there stays, the rest is arithmetic."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arec import reproduce, tables
+from arec.cli import run
+from arec.trainer import Trainer
+
+# A tiny form of the published recipes.
+TINY = ["--hidden-size", "8", "--feed-forward", "8", "--max-length", "6", "--epochs", "1"]
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Path:
+    """40 users who walk along a circle of 12 items."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "walks.txt"
+    lines = []
+    for user in range(40):
+        start = rng.integers(12)
+        walk = " ".join(f"film{(start + step) % 12}" for step in range(rng.integers(6, 12)))
+        lines.append(f"user{user} {walk}\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def call(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+    run("arec.reproduce", reproduce.main)
+
+
+@pytest.mark.parametrize(("table", "cells"), [("table1", 3), ("table2", 6)])
+def test_runs_what_is_missing_once(
+    table, cells, log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    runs = tmp_path / "runs"
+    options = [table, "--dataset", log_file, "--runs-dir", runs, "--seeds", 2, *TINY]
+    call(monkeypatch, *options)
+    text = capsys.readouterr().out
+    assert text.startswith(f"## Table {table[-1]}, walks.txt\n")
+    assert "over 2 seeds" in text and "epochs = 1" in text
+    assert (runs / f"{table}-walks.txt.md").read_text() == text.removesuffix("\n")
+    folders = sorted(path.parent for path in runs.glob("*/metrics.json"))
+    assert len(folders) == 2 * cells
+    written = {folder: (folder / "metrics.json").stat().st_mtime_ns for folder in folders}
+
+    with open(runs / f"{table}-walks.txt.csv") as file:
+        rows = list(csv.DictReader(file))
+    row = next(row for row in rows if row["method"] == "duorec")
+    figures = [
+        json.loads((folder / "metrics.json").read_text())["test"][row["ranking"]][row["metric"]]
+        for folder in folders
+        if f"duorec-{'us_x' if table == 'table1' else 'su'}" in folder.name
+    ]
+    assert float(row["mean"]) == pytest.approx(np.mean(figures))
+    assert float(row["deviation"]) == pytest.approx(abs(figures[0] - figures[1]) / np.sqrt(2))
+
+    (folders[0] / "metrics.json").unlink()  # cut off after training, before ranking
+    call(monkeypatch, *options)
+    assert capsys.readouterr().out == text, "a run gives the same figures again"
+    now = {folder: (folder / "metrics.json").stat().st_mtime_ns for folder in folders}
+    assert [folder for folder in folders if now[folder] != written[folder]] == folders[:1]
+
+
+def test_goes_on_with_what_was_cut_off(log_file, tmp_path, monkeypatch, capsys) -> None:
+    options = ["table1", "--dataset", log_file, *TINY, "--epochs", 2]
+    call(monkeypatch, *options, "--runs-dir", tmp_path / "whole")
+    whole = capsys.readouterr().out
+    epochs, original = [], Trainer._epoch
+
+    def cut_off(self, epoch, bar):
+        epochs.append(epoch)
+        if len(epochs) in (2, 4):  # in the second epoch of the first run, the first of the second
+            raise KeyboardInterrupt
+        original(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "_epoch", cut_off)
+    for _ in range(2):
+        with pytest.raises(SystemExit) as exit:
+            call(monkeypatch, *options, "--runs-dir", tmp_path / "cut")
+        assert exit.value.code == 130
+    assert capsys.readouterr().out == ""
+    call(monkeypatch, *options, "--runs-dir", tmp_path / "cut")
+    assert capsys.readouterr().out == whole
+    assert epochs == [0, 1, 1, 0, 0, 1, 0, 1], "no epoch is trained twice"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table3"], "table3"),
+        (["table1", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["table1", "--views", "un"], "--views: the table says which"),
+        (["table1", "--epochs", "0"], "epochs: "),
+        (["table1", "--dataset", "{tmp}/nothing.txt"], "nothing.txt: no such file"),
+        (["table1", "--data-dir", "{tmp}/nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments, message, tmp_path, monkeypatch, capsys
+) -> None:
+    runs = tmp_path / "runs"
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments),
+             "--runs-dir", runs)  # fmt: skip
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert message in error
+    assert error.count("\n") == 1, error
+    assert not runs.exists()
+
+
+def test_a_run_with_other_settings_is_never_taken_for_ours(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    options = ["table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY]
+    call(monkeypatch, *options)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, *options, "--quantile", "0.8")
+    assert exit.value.code == 2
+    assert "seed0: holds a run with quantile 0.9, expected 0.8" in capsys.readouterr().err
+
+
+def figures(value: float) -> dict:
+    metrics = {metric: value for metric in tables._METRICS}
+    rankings = ("filtered", "unfiltered", "popular-100", "random-100")
+    return {"test": {ranking: metrics for ranking in rankings}}
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_stands_beside_the_paper(name) -> None:
+    table = tables.TABLES[name]
+    values = {"cl4srec": [0.1, 0.1], "duorec": [0.1, 0.3], "adaptiverec": [0.21, 0.21]}
+    results = {key: list(map(figures, values[key[0]])) for key in table.runs()}
+    for dataset in table.datasets:
+        text = tables.to_markdown(name, dataset, results, "")
+        head, _, *rows = [
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in text.split("\n\n")[1].splitlines()
+        ]
+        assert [row[:2] for row in rows[-4:]] == [
+            ["AdaptiveRec", "ours"], ["", "paper"], ["Improv.", "ours"], ["", "paper"]
+        ]  # fmt: skip
+        assert set(rows[-6][2:]) == {"0.2000 ± 0.1414"}, "DuoRec"
+        assert set(rows[-2][2:]) == {"+5.00 %"}
+        assert len({len(row) for row in (head, *rows)}) == 1
+    assert ("chance level" if name == "table2" else "same to the last digit") in text
+
+
+def test_the_published_figures_agree_with_themselves() -> None:
+    """The paper computed its Improv. column before rounding."""
+    published = tables.published()
+    for dataset, paper in published["table1"].items():
+        computed = tables._improvement(paper)
+        assert computed == pytest.approx(paper["improvement"], abs=0.1), dataset
+    for name, table in tables.TABLES.items():
+        for paper in published[name].values():
+            for method in table.methods:
+                assert list(paper[method]) == [column.label for column in table.columns]
