@@ -1,14 +1,15 @@
-"""Does SimThres find false negatives? Only data with planted intents can tell."""
+"""What SimThres does: the false negatives it finds, which only planted data can tell, and its spread."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
 
 from arec.data.batches import Batch
 from arec.objectives import AdaptiveRec
-from arec_kernels import adaptive_info_nce
+from arec_kernels import adaptive_info_nce, row_similarity_quantile
 
 
 @torch.no_grad()
@@ -48,4 +49,35 @@ def false_negative_detection(
         "recall": selected_true / max(true, 1),
         "base_rate": true / max(candidates, 1),
         "selected": selected / max(candidates, 1),
+    }
+
+
+@torch.no_grad()
+def simthres_spread(objective: AdaptiveRec, batches: Iterable[Batch]) -> dict[str, float | None]:
+    """Whether a learnable SimThres is adapted to the rows, or one constant for all (Sec. 3.2.2).
+
+    Args:
+        batches: the objective sees them without dropout.
+
+    Returns:
+        ``mean`` and ``std`` of k over the rows; ``quantile_std``, that of the rows' own ``quantile``
+        of similarities (Sec. 3.2.1), and ``correlation`` of the two; None where one is constant.
+    """
+    objective.eval()
+    device = next(objective.parameters()).device
+    thresholds, quantiles = [], []
+    for batch in batches:
+        batch = batch.to(device)
+        groups = objective.groups(batch)
+        for z in objective.view_pairs(batch):
+            thresholds.append(objective.thresholds(z, groups).repeat(2))
+            quantiles.append(row_similarity_quantile(z, objective.config.quantile, groups=groups))
+    both = torch.stack([torch.cat(thresholds), torch.cat(quantiles)])  # (2, rows)
+    both = both[:, both.isfinite().all(dim=0)]  # a small batch may leave a row no quantile
+    correlation = both.corrcoef()[0, 1].item()
+    return {
+        "mean": both[0].mean().item(),
+        "std": both[0].std(correction=0).item(),
+        "quantile_std": both[1].std(correction=0).item(),
+        "correlation": correlation if math.isfinite(correlation) else None,
     }

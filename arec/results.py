@@ -6,12 +6,13 @@ from typing import Any
 
 from arec.config import Config
 from arec.data.split import LeaveOneOut
-from arec.detection import false_negative_detection
+from arec.detection import false_negative_detection, simthres_spread
 from arec.objectives import AdaptiveRec, Objective
 from arec.ranking import SAMPLED, Candidates, evaluate_scores, oracle_scores, popularity_scores
 from arec.trainer import evaluate, training_batches
 
 _METRICS = ("NDCG@5", "NDCG@10", "MRR@5", "MRR@10", "Recall@5", "Recall@10")
+_SPREAD_ROWS = 4096
 _ROWS = {"test": "test", "popularity": "popularity", "upper_bound": "upper bound"}
 
 
@@ -27,7 +28,8 @@ def final_metrics(
         ``valid``, ``test``, ``popularity`` (on the test items) and, with planted truth,
         ``upper_bound``: each ``{protocol: metrics}``, see :func:`evaluate_scores`; ``valid`` has no
         sampled protocols. With planted truth and AdaptiveRec also ``false_negatives``, see
-        :func:`false_negative_detection`.
+        :func:`false_negative_detection`; with a learnable SimThres ``simthres``, see
+        :func:`simthres_spread`.
     """
     metrics = {
         "valid": evaluate(objective, split, "valid"),
@@ -37,9 +39,12 @@ def final_metrics(
     if split.sequences.planted is not None:
         scores = oracle_scores(split, "test")
         metrics["upper_bound"] = evaluate_scores(split, "test", scores, candidates)
-        if isinstance(objective, AdaptiveRec) and config.contrastive:
-            batches = training_batches(config, split)
+    if isinstance(objective, AdaptiveRec) and config.contrastive:
+        batches = training_batches(config, split)
+        if split.sequences.planted is not None:
             metrics["false_negatives"] = false_negative_detection(objective, batches.epoch(0))
+        if config.simthres == "learnable":
+            metrics["simthres"] = simthres_spread(objective, batches.sample(_SPREAD_ROWS))
     return metrics
 
 
@@ -69,5 +74,13 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
             f"{'random, as many':26}{found['base_rate']:11.4f}{found['selected']:11.4f}",
             "a pair of sequences is a true one when the same planted intent makes both targets;",
             "the precision of a random mask is the base rate",
+        ]
+    if "simthres" in metrics:
+        k = metrics["simthres"]
+        followed = "none" if k["correlation"] is None else f"{k['correlation']:.2f}"
+        lines += [
+            "",
+            f"SimThres: {k['mean']:.4f} ± {k['std']:.4f} over rows, whose own quantiles spread by "
+            f"{k['quantile_std']:.4f}; correlation {followed}",
         ]
     return "\n".join(lines)

@@ -6,30 +6,37 @@ import torch.nn.functional as F
 
 from arec.config import Config
 from arec.data.batches import Batch
-from arec.detection import false_negative_detection
+from arec.detection import false_negative_detection, simthres_spread
 from arec.models import Encoder
 from arec.objectives import AdaptiveRec
 
 
-def test_counts_are_those_of_the_pairs() -> None:
+SIZE, LENGTH = 10, 4
+
+
+def make_objective(**settings) -> AdaptiveRec:
     torch.manual_seed(0)
-    size, length = 10, 4
-    encoder = Encoder(9, max_length=length, hidden_size=8, feed_forward=8, dropout=0.5)
-    objective = AdaptiveRec(encoder, Config(views="su")).train()
+    encoder = Encoder(9, max_length=LENGTH, hidden_size=8, feed_forward=8, dropout=0.5)
+    objective = AdaptiveRec(encoder, Config(views="su", **settings)).train()
     torch.nn.init.constant_(objective.threshold.layers[-1].bias, 0.3)
+    return objective
 
-    def batch(rows: int) -> Batch:
-        full = torch.full((rows,), length)
-        inputs, partners = torch.randint(1, 10, (2, rows, length))
-        intents = torch.randint(0, 3, (2 * rows,))
-        return Batch(inputs, inputs, full, partners, full, intents)
 
-    batches = [batch(size), batch(1)]  # the second has no candidates at all
+def make_batch(rows: int) -> Batch:
+    full = torch.full((rows,), LENGTH)
+    inputs, partners = torch.randint(1, 10, (2, rows, LENGTH))
+    intents = torch.randint(0, 3, (2 * rows,))
+    return Batch(inputs, inputs, full, partners, full, intents)
+
+
+def test_counts_are_those_of_the_pairs() -> None:
+    objective = make_objective()
+    batches = [make_batch(SIZE), make_batch(1)]  # the second has no candidates at all
     found = false_negative_detection(objective, batches)
 
     (z,) = objective.view_pairs(batches[0])
     s = F.cosine_similarity(z[:, None], z[None], dim=-1)
-    candidate = ~torch.eye(2 * size, dtype=torch.bool).roll(size, 0) & ~torch.eye(2 * size).bool()
+    candidate = ~torch.eye(2 * SIZE, dtype=torch.bool).roll(SIZE, 0) & ~torch.eye(2 * SIZE).bool()
     selected = (s > objective.thresholds(z).repeat(2)[:, None]) & candidate
     intents = batches[0].intents
     true = (intents[:, None] == intents) & candidate
@@ -38,3 +45,27 @@ def test_counts_are_those_of_the_pairs() -> None:
     assert found["recall"] == pytest.approx((selected & true).sum() / true.sum())
     assert found["base_rate"] == pytest.approx(true.sum() / candidate.sum())
     assert found["selected"] == pytest.approx(selected.sum() / candidate.sum())
+
+
+def test_spread_is_that_of_k_and_of_the_rows_own_quantiles() -> None:
+    objective = make_objective(quantile=0.7)
+    batches = [make_batch(SIZE), make_batch(1)]  # a pair alone has no quantile
+    found = simthres_spread(objective, batches)
+
+    (z,) = objective.view_pairs(batches[0])
+    k = objective.thresholds(z).repeat(2)
+    s = F.cosine_similarity(z[:, None], z[None], dim=-1)
+    candidate = ~torch.eye(2 * SIZE, dtype=torch.bool).roll(SIZE, 0) & ~torch.eye(2 * SIZE).bool()
+    ordered = s[candidate].view(2 * SIZE, -1).sort(dim=1).values  # 18 each; 12 are below
+    quantile = ordered[:, 11:13].mean(dim=1)
+    expected = torch.stack([k, quantile]).corrcoef()[0, 1].item()
+    assert found["mean"] == pytest.approx(k.mean().item())
+    assert found["std"] == pytest.approx(k.std(correction=0).item(), rel=1e-4)
+    assert found["quantile_std"] == pytest.approx(quantile.std(correction=0).item(), rel=1e-4)
+    assert found["correlation"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_constant_k_correlates_with_nothing() -> None:
+    objective = make_objective()
+    torch.nn.init.zeros_(objective.threshold.layers[-1].weight)
+    assert simthres_spread(objective, [make_batch(SIZE)])["correlation"] is None
