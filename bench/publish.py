@@ -1,9 +1,10 @@
-"""Keep what was measured, and show it in the README.
+"""Keep what was measured, and show it in the README and in docs/.
 
     python bench/publish.py RUN [RUN ...]   runs of arec.train -> bench/results/<folder name>.json
-    python bench/publish.py                 only render the README's result sections again
+    python bench/publish.py                 only render the pages' result sections again
 
-The README's sections between ``<!-- results:NAME -->`` marks hold nothing typed by hand.
+Their sections between ``<!-- results:NAME -->`` marks hold nothing typed by hand. NAME is that of a
+Markdown file in bench/results/, or else part of the names of published runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PUBLISHED = ROOT / "arec" / "published.json"
 
 
@@ -53,6 +54,8 @@ def publish(run: Path) -> None:
 def published_rows(dataset: str) -> list[dict]:
     """NDCG@10 in the literature: what, in which ranking."""
     published = json.loads(PUBLISHED.read_text())
+    if dataset not in published["table1"]:
+        return []
     paper = published["table1"][dataset]
     rows = [
         {
@@ -65,15 +68,18 @@ def published_rows(dataset: str) -> list[dict]:
     return rows + published["elsewhere"][dataset]
 
 
-def ranking_table(dataset: str) -> str:
-    """Test figures of every published run on a data set, and the literature's NDCG@10."""
+def ranking_table(part: str) -> str:
+    """Test figures of the published runs with that part in their names.
+
+    Where it is a data set's name, with the literature's NDCG@10.
+    """
     names = ("NDCG@10", "MRR@10", "Recall@10")
     lines = [
-        f"| {dataset}, test | ranking | " + " | ".join(names) + " | epochs | minutes |",
+        f"| {part}, test | ranking | " + " | ".join(names) + " | epochs | minutes |",
         "|---|---|" + "---|" * (len(names) + 2),
     ]
     notes = set()
-    for path in sorted(RESULTS.glob(f"*-{dataset}*.json")):
+    for path in sorted(RESULTS.glob(f"*-{part}*.json")):
         result = json.loads(path.read_text())
         notes.add(result["machine"])
         for protocol in ("filtered", "unfiltered"):
@@ -83,28 +89,28 @@ def ranking_table(dataset: str) -> str:
                 f"| `{path.stem}` | {protocol} | {cells} | {result['epochs']} "
                 f"| {result['minutes']:.0f} |"
             )
-    for row in published_rows(dataset):
+    for row in published_rows(part):
         lines.append(f"| {row['what']} | {row['ranking']} | {row['NDCG@10']:.4f} | | | | |")
     lines += ["", f"Measured on {'; '.join(sorted(notes))}; the full records are in `bench/results/`."]
     return "\n".join(lines)
 
 
-def render() -> str:
-    """The README with its result sections made anew from ``bench/results/``."""
-    datasets = json.loads(PUBLISHED.read_text())["table1"]
-    sections = {dataset: ranking_table(dataset) for dataset in datasets}
-    for path in RESULTS.glob("*.md"):
-        sections[path.stem] = path.read_text().strip()
+def render(page: Path) -> str:
+    """A page with its result sections made anew from ``bench/results/``."""
 
     def fill(match: re.Match) -> str:
-        body = sections.get(match[1], "")
+        file = RESULTS / f"{match[1]}.md"
+        body = file.read_text().strip() if file.exists() else ranking_table(match[1])
+        if page.parent != ROOT:
+            body = body.replace("](bench/", "](../bench/")
         return f"<!-- results:{match[1]} -->\n{body}\n<!-- /results:{match[1]} -->"
 
     pattern = r"<!-- results:([\w-]+) -->\n.*?<!-- /results:\1 -->"
-    return re.sub(pattern, fill, README.read_text(), flags=re.DOTALL)
+    return re.sub(pattern, fill, page.read_text(), flags=re.DOTALL)
 
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
         publish(Path(argument))
-    README.write_text(render())
+    for page in PAGES:
+        page.write_text(render(page))

@@ -1,4 +1,4 @@
-"""What the README says is so."""
+"""What the README and docs/ say is so."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from arec.config import RECIPES, Config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PUBLISH = runpy.run_path(str(ROOT / "bench" / "publish.py"))
 
 
 def blocks(language: str) -> list[str]:
@@ -41,6 +42,6 @@ def test_options_and_recipes_exist() -> None:
                 Config(method=method)
 
 
-def test_results_are_those_of_the_committed_files() -> None:
-    publish = runpy.run_path(str(ROOT / "bench" / "publish.py"))
-    assert publish["render"]() == README, "run python bench/publish.py"
+@pytest.mark.parametrize("page", PUBLISH["PAGES"], ids=lambda page: page.name)
+def test_results_are_those_of_the_committed_files(page: Path) -> None:
+    assert PUBLISH["render"](page) == page.read_text(), "run python bench/publish.py"

@@ -1,0 +1,89 @@
+"""What each part of AdaptiveRec brings on the built-in data: `python bench/ablation.py [--seeds N]`.
+
+Trains what is missing under runs/ablation and writes bench/results/ablation.json and ablation.md.
+The seed makes the data too, so deviations hold both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from publish import RESULTS, commit, machine
+
+from arec.checkpoint import METRICS
+from arec.config import Config
+from arec.reproduce import is_finished
+from arec.train import train
+
+RUNS = Path("runs") / "ablation"
+VARIANTS = {
+    "no contrast": {"lambda_cl": 0.0},
+    "NT-Xent": {"method": "duorec"},
+    "NT-Xent, known same targets out": {"method": "duorec", "same_target_negatives": False},
+    "mask only (Eq. 8)": {"positives": False},
+    "mask only, known same targets out": {"positives": False, "same_target_negatives": False},
+    "positives (Eq. 9)": {},
+    "positives, known same targets out": {"same_target_negatives": False},
+    "positives, gradient to k (h = 0.05)": {"threshold_grad": 0.05},
+    "mask only, gradient to k (h = 0.05)": {"positives": False, "threshold_grad": 0.05},
+}
+
+
+def metrics_of(name: str, settings: dict, seed: int) -> dict:
+    config = Config(**settings, seed=seed)
+    folder = RUNS / f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}"
+    if not is_finished(folder, config):
+        train(config, folder)
+    return json.loads((folder / METRICS).read_text())
+
+
+def summary(runs: list[dict]) -> dict[str, list[float]]:
+    """Figures of every seed."""
+    figures = {
+        f"NDCG@10 {ranking}": [run["test"][ranking]["NDCG@10"] for run in runs]
+        for ranking in ("filtered", "unfiltered")
+    }
+    for group in ("false_negatives", "simthres"):
+        if group in runs[0]:
+            for key in runs[0][group]:
+                figures[key] = [run[group][key] for run in runs]
+    return figures
+
+
+def table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
+    columns = {
+        "NDCG@10 filtered": "NDCG@10 filtered", "NDCG@10 unfiltered": "NDCG@10 unfiltered",
+        "precision": "precision of M⁺", "base_rate": "by chance", "recall": "recall of M⁺",
+        "selected": "by chance", "mean": "k", "std": "spread of k over rows",
+        "correlation": "correlation of k with the row's quantile",
+    }  # fmt: skip
+    lines = [f"| built-in data | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
+    for name, figures in results.items():
+        cells = []
+        for column in columns:
+            values = np.array(figures.get(column, []), dtype=float)  # None becomes NaN
+            deviation = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.3f}{deviation}" if len(values) else "")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", f"Mean ± standard deviation over {seeds} seeds, default settings otherwise."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    seeds = range(parser.parse_args().seeds)
+    results = {
+        name: summary([metrics_of(name, settings, seed) for seed in seeds])
+        for name, settings in VARIANTS.items()
+    }
+    record = {"machine": machine(), "commit": commit(), "seeds": len(seeds), "results": results}
+    (RESULTS / "ablation.json").write_text(json.dumps(record, indent=1) + "\n")
+    (RESULTS / "ablation.md").write_text(table(results, len(seeds)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
