@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has tensors, but no values
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
@@ -166,9 +166,10 @@ class Trainer:
             bar.update()
         means = {name: value.item() / len(self.batches) for name, value in sums.items()}
         if not math.isfinite(means["loss"]):
+            kept = f"; {self.run / BEST} still holds the best epoch so far" if self.records else ""
             raise RunError(
-                f"epoch {epoch}: the training loss is {means['loss']}; try a lower learning_rate; "
-                f"{self.run / BEST} still holds the best epoch so far"
+                f"epoch {epoch}: the training loss is {means['loss']}; try a lower learning_rate or "
+                f"a higher temperature{kept}"
             )
         return means | self.objective.end_epoch()
 

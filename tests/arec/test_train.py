@@ -139,11 +139,14 @@ def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) ->
     assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == 1
 
 
-def test_a_broken_loss_writes_no_checkpoint(log_file, tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_loss_writes_no_checkpoint(
+    log_file, tmp_path, monkeypatch, capsys, broken
+) -> None:
     original = Trainer._train
 
     def explode(self, epoch, bar):
-        if epoch == 1:
+        if epoch == broken:
             with torch.no_grad():
                 self.objective.encoder.items.weight.fill_(torch.nan)
         return original(self, epoch, bar)
@@ -153,8 +156,12 @@ def test_a_broken_loss_writes_no_checkpoint(log_file, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit) as exit:
         call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
     assert exit.value.code == 2
-    assert "epoch 1: the training loss is nan" in capsys.readouterr().err
-    for name in ("checkpoint.pt", "last.pt"):
+    error = capsys.readouterr().err
+    assert f"epoch {broken}: the training loss is nan" in error
+    assert ("still holds the best epoch" in error) is (broken > 0)
+    kept = sorted(path.name for path in folder.glob("*.pt"))
+    assert kept == (["checkpoint.pt", "last.pt"] if broken else [])
+    for name in kept:
         weights = torch.load(folder / name)["objective"]["encoder.items.weight"]
         assert weights.isfinite().all()
 
@@ -168,6 +175,7 @@ def test_a_broken_loss_writes_no_checkpoint(log_file, tmp_path, monkeypatch, cap
         (["--dataset", "{tmp}/missing.txt"], "missing.txt"),
         (["--config", "{tmp}/missing.toml"], "missing.toml"),
         (["--device", "abacus"], "device: 'abacus'"),
+        (["--device", "meta"], "device: 'meta'"),
         (["--resume", "{tmp}/nothing"], "nothing: no run there"),
         (["--resume", "{tmp}/file"], "file: no run there"),
         (["--resume", "{tmp}", "--epochs", "3"], "--resume: "),
