@@ -13,7 +13,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from arec.checkpoint import BEST, LAST, LOG, RunError, fingerprint, load_state, save, write_text
+from arec.checkpoint import (
+    BEST,
+    LAST,
+    LOG,
+    RunError,
+    fingerprint,
+    fitting,
+    load_state,
+    save,
+    write_text,
+)
 from arec.config import Config
 from arec.data.batches import TrainingBatches, history_batches
 from arec.data.split import LeaveOneOut, Stage
@@ -97,7 +107,8 @@ class Trainer:
         self.records: list[dict[str, Any]] = []
         self.best_epoch = -1
         if resume:
-            self._restore(load_state(run / LAST))
+            with fitting(run / LAST):
+                self._restore(load_state(run / LAST))
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then cosine decay to 0, as a share of the peak."""

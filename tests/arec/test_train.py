@@ -322,3 +322,27 @@ def test_the_legend_says_when_there_are_too_few_items_to_draw(fewest: int, said:
     candidates = np.arange(1, 101) * (np.arange(100) < [[100], [fewest]])
     table = format_results({}, {"random-100": candidates})
     assert (f"some users leave only {fewest} items" in table) is said
+
+
+def test_a_checkpoint_of_other_settings_is_one_clear_error(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    toml = (folder / "config.toml").read_text()
+
+    def change_settings() -> None:
+        (folder / "config.toml").write_text(toml.replace("hidden_size = 16", "hidden_size = 32"))
+
+    def change_checkpoints() -> None:
+        for name in ("checkpoint.pt", "last.pt"):
+            torch.save([1], folder / name)
+
+    for breaks in (change_settings, change_checkpoints):
+        breaks()
+        for arguments in ([evaluate, folder], [recommend, folder], [train, "--resume", folder]):
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as exit:
+                call(arguments[0], monkeypatch, *arguments[1:])
+            assert exit.value.code == 2
+            assert "does not fit the settings of config.toml" in capsys.readouterr().err
