@@ -151,9 +151,15 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
         write_atomically(path, lambda file: np.savez_compressed(file, **drawn))
     try:
         with np.load(path) as kept:
-            return dict(kept)
+            candidates = dict(kept)
+        if any(len(rows) != len(split.eval_users) for rows in candidates.values()):
+            raise ValueError("other users")
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path}: not readable candidates ({type(error).__name__})") from None
+        raise RunError(
+            f"{path}: not readable candidates of this run ({type(error).__name__}); delete it, and "
+            "they are drawn again"
+        ) from None
+    return candidates
 
 
 def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:

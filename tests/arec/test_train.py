@@ -263,10 +263,13 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
     assert "has no user 'nobody'" in capsys.readouterr().err
 
 
-def test_unreadable_candidates_are_one_clear_error(tmp_path) -> None:
-    (tmp_path / "candidates.npz").write_bytes(b"PK")
-    with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
-        checkpoint.sampled_candidates(tmp_path, split=None, seed=0)
+def test_unreadable_candidates_are_one_clear_error(log_file, tmp_path) -> None:
+    split = checkpoint.load_data(train.Config(dataset=str(log_file)))
+    path = tmp_path / "candidates.npz"
+    for spoil in (lambda: path.write_bytes(b"PK"), lambda: np.savez(path, random=np.ones((3, 100)))):
+        spoil()
+        with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
+            checkpoint.sampled_candidates(tmp_path, split, seed=0)
 
 
 def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
