@@ -7,7 +7,8 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -90,6 +91,22 @@ def load_state(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
 
 
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Around putting a checkpoint to use.
+
+    Raises:
+        RunError: it is none of ours, or of a run with other settings.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RunError(
+            f"{path}: does not fit the settings of {CONFIG} beside it ({type(error).__name__}); "
+            "expected both as arec.train wrote them"
+        ) from None
+
+
 def fingerprint(sequences: Sequences) -> str:
     """Changes when the items of any user do, or their numbering."""
     digest = hashlib.sha256("\n".join(sequences.item_ids).encode())
@@ -134,9 +151,15 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
         write_atomically(path, lambda file: np.savez_compressed(file, **drawn))
     try:
         with np.load(path) as kept:
-            return dict(kept)
+            candidates = dict(kept)
+        if any(len(rows) != len(split.eval_users) for rows in candidates.values()):
+            raise ValueError("other users")
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path}: not readable candidates ({type(error).__name__})") from None
+        raise RunError(
+            f"{path}: not readable candidates of this run ({type(error).__name__}); delete it, and "
+            "they are drawn again"
+        ) from None
+    return candidates
 
 
 def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
@@ -150,8 +173,9 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     config = read_config(run)
     state = load_state(run / BEST)
     split = load_data(config)
-    if state["data"] != fingerprint(split.sequences):
-        raise RunError(f"{run / BEST}: trained on other data than {config.dataset} now gives")
-    objective = build_objective(config, split.sequences.num_items)
-    objective.load_state_dict(state["objective"])
+    with fitting(run / BEST):
+        if state["data"] != fingerprint(split.sequences):
+            raise RunError(f"{run / BEST}: trained on other data than {config.dataset} now gives")
+        objective = build_objective(config, split.sequences.num_items)
+        objective.load_state_dict(state["objective"])
     return config, split, objective.eval()

@@ -108,7 +108,7 @@ class Config(BaseModel):
     filter_history: bool = Field(
         True, description="choose the checkpoint by the ranking without the user's own history"
     )
-    seed: int = Field(0, ge=0, description="of data, initialisation, batches and dropout")
+    seed: int = Field(0, ge=0, lt=2**63, description="of data, initialisation, batches and dropout")
     device: str = Field("auto", description="auto, cpu or cuda")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",

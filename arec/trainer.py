@@ -14,7 +14,17 @@ import torch
 from tqdm import tqdm
 
 from arec.alignment import view_alignment
-from arec.checkpoint import BEST, LAST, LOG, RunError, fingerprint, load_state, save, write_text
+from arec.checkpoint import (
+    BEST,
+    LAST,
+    LOG,
+    RunError,
+    fingerprint,
+    fitting,
+    load_state,
+    save,
+    write_text,
+)
 from arec.config import Config
 from arec.data.batches import TrainingBatches, history_batches
 from arec.data.split import LeaveOneOut, Stage
@@ -39,7 +49,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has tensors, but no values
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return device
@@ -101,7 +111,8 @@ class Trainer:
         self.records: list[dict[str, Any]] = []
         self.best_epoch = -1
         if resume:
-            self._restore(load_state(run / LAST))
+            with fitting(run / LAST):
+                self._restore(load_state(run / LAST))
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then cosine decay to 0, as a share of the peak."""
@@ -174,9 +185,10 @@ class Trainer:
             bar.update()
         means = {name: value.item() / len(self.batches) for name, value in sums.items()}
         if not math.isfinite(means["loss"]):
+            kept = f"; {self.run / BEST} still holds the best epoch so far" if self.records else ""
             raise RunError(
-                f"epoch {epoch}: the training loss is {means['loss']}; try a lower learning_rate; "
-                f"{self.run / BEST} still holds the best epoch so far"
+                f"epoch {epoch}: the training loss is {means['loss']}; try a lower learning_rate or "
+                f"a higher temperature{kept}"
             )
         return means | self.objective.end_epoch()
 

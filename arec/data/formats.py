@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -151,6 +152,8 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
     header = dialect.fields is None
     if header:
         fields = next(_records(data, dialect), (1, []))[1]
+        if "\ufffd" in "".join(fields):
+            raise DataError(f"{where}: not UTF-8 text")
         columns = _chosen_columns(where, dialect.columns, fields)
     else:
         fields, columns = list(dialect.fields), dialect.columns
@@ -234,8 +237,8 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
     if not _named(columns) <= set(header):
         raise DataError(
             f"{where}: expected the columns {', '.join(sorted(_named(columns)))}, found "
-            f"{', '.join(header) or 'none'}; rename them, or say which ones to read with "
-            "--user-column, --item-column and --time-column"
+            f"{', '.join(header) or 'none'}; rename them or, in CSV and Parquet, say which ones to "
+            "read with --user-column, --item-column and --time-column"
         )
     return columns
 
@@ -262,7 +265,10 @@ def _check_time(
 
 
 def _as_id(column: pl.Series) -> pl.Series:
-    return column.cast(pl.String).str.strip_chars().replace("", None)
+    """Text, null where there is nothing that names a user or an item."""
+    if column.dtype.is_nested():
+        return pl.Series([None] * len(column), dtype=pl.String)
+    return _finite(column).cast(pl.String).str.strip_chars().replace("", None)
 
 
 def _as_number(time: pl.Series) -> pl.Series:
@@ -273,12 +279,12 @@ def _as_number(time: pl.Series) -> pl.Series:
         for dtype in (pl.Int64, pl.Float64):
             time = text.cast(dtype, strict=False)
             if time.null_count() == text.null_count():
-                return _without_nan(time)
+                return _finite(time)
         dates = _dates(text)
-        return dates if dates.null_count() < time.null_count() else _without_nan(time)
+        return dates if dates.null_count() < time.null_count() else _finite(time)
     if time.dtype in (pl.Date, pl.Datetime):
         return time.cast(pl.Datetime("us")).to_physical()
-    return _without_nan(time) if time.dtype.is_numeric() else time.clear(len(time))
+    return _finite(time) if time.dtype.is_numeric() else time.clear(len(time))
 
 
 def _dates(text: pl.Series) -> pl.Series:
@@ -297,8 +303,11 @@ def _dates(text: pl.Series) -> pl.Series:
     return moments.to_physical()
 
 
-def _without_nan(time: pl.Series) -> pl.Series:
-    return time.fill_nan(None) if time.dtype.is_float() else time
+def _finite(numbers: pl.Series) -> pl.Series:
+    """Null where floats are NaN or infinite; anything else as it is."""
+    if not numbers.dtype.is_float():
+        return numbers
+    return numbers.replace([math.nan, math.inf, -math.inf], None)
 
 
 def _incomplete(frame: pl.DataFrame) -> pl.Series:

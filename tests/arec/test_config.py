@@ -26,6 +26,7 @@ def test_round_trip_through_toml() -> None:
         ({"method": "cl4srec", "views": "su"}, "views: 'su' does not go with method 'cl4srec'"),
         ({"method": "duorec", "views": "cl4srec"}, "views: 'cl4srec' does not go with"),
         ({"similarity": "dot"}, "similarity: adaptiverec compares cosines"),
+        ({"seed": 2**63}, "seed: Input should be less than"),
         ({"heads": 3}, "heads: expected a divisor of hidden_size=64"),
         ({"weighting": "printed", "partner_weight": 1}, "partner_weight: expected less than 1"),
         ({"dropout": float("nan")}, "dropout: "),

@@ -139,11 +139,14 @@ def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) ->
     assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == 1
 
 
-def test_a_broken_loss_writes_no_checkpoint(log_file, tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_broken_loss_writes_no_checkpoint(
+    log_file, tmp_path, monkeypatch, capsys, broken
+) -> None:
     original = Trainer._train
 
     def explode(self, epoch, bar):
-        if epoch == 1:
+        if epoch == broken:
             with torch.no_grad():
                 self.objective.encoder.items.weight.fill_(torch.nan)
         return original(self, epoch, bar)
@@ -153,8 +156,12 @@ def test_a_broken_loss_writes_no_checkpoint(log_file, tmp_path, monkeypatch, cap
     with pytest.raises(SystemExit) as exit:
         call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
     assert exit.value.code == 2
-    assert "epoch 1: the training loss is nan" in capsys.readouterr().err
-    for name in ("checkpoint.pt", "last.pt"):
+    error = capsys.readouterr().err
+    assert f"epoch {broken}: the training loss is nan" in error
+    assert ("still holds the best epoch" in error) is (broken > 0)
+    kept = sorted(path.name for path in folder.glob("*.pt"))
+    assert kept == (["checkpoint.pt", "last.pt"] if broken else [])
+    for name in kept:
         weights = torch.load(folder / name)["objective"]["encoder.items.weight"]
         assert weights.isfinite().all()
 
@@ -168,6 +175,7 @@ def test_a_broken_loss_writes_no_checkpoint(log_file, tmp_path, monkeypatch, cap
         (["--dataset", "{tmp}/missing.txt"], "missing.txt"),
         (["--config", "{tmp}/missing.toml"], "missing.toml"),
         (["--device", "abacus"], "device: 'abacus'"),
+        (["--device", "meta"], "device: 'meta'"),
         (["--resume", "{tmp}/nothing"], "nothing: no run there"),
         (["--resume", "{tmp}/file"], "file: no run there"),
         (["--resume", "{tmp}", "--epochs", "3"], "--resume: "),
@@ -255,10 +263,13 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
     assert "has no user 'nobody'" in capsys.readouterr().err
 
 
-def test_unreadable_candidates_are_one_clear_error(tmp_path) -> None:
-    (tmp_path / "candidates.npz").write_bytes(b"PK")
-    with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
-        checkpoint.sampled_candidates(tmp_path, split=None, seed=0)
+def test_unreadable_candidates_are_one_clear_error(log_file, tmp_path) -> None:
+    split = checkpoint.load_data(train.Config(dataset=str(log_file)))
+    path = tmp_path / "candidates.npz"
+    for spoil in (lambda: path.write_bytes(b"PK"), lambda: np.savez(path, random=np.ones((3, 100)))):
+        spoil()
+        with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
+            checkpoint.sampled_candidates(tmp_path, split, seed=0)
 
 
 def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
@@ -314,3 +325,27 @@ def test_the_legend_says_when_there_are_too_few_items_to_draw(fewest: int, said:
     candidates = np.arange(1, 101) * (np.arange(100) < [[100], [fewest]])
     table = format_results({}, {"random-100": candidates})
     assert (f"some users leave only {fewest} items" in table) is said
+
+
+def test_a_checkpoint_of_other_settings_is_one_clear_error(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    toml = (folder / "config.toml").read_text()
+
+    def change_settings() -> None:
+        (folder / "config.toml").write_text(toml.replace("hidden_size = 16", "hidden_size = 32"))
+
+    def change_checkpoints() -> None:
+        for name in ("checkpoint.pt", "last.pt"):
+            torch.save([1], folder / name)
+
+    for breaks in (change_settings, change_checkpoints):
+        breaks()
+        for arguments in ([evaluate, folder], [recommend, folder], [train, "--resume", folder]):
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as exit:
+                call(arguments[0], monkeypatch, *arguments[1:])
+            assert exit.value.code == 2
+            assert "does not fit the settings of config.toml" in capsys.readouterr().err

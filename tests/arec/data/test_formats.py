@@ -143,7 +143,8 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("ratings.dat", "1,2,3,4\n", "line 1: expected"),
         ("u.data", "1\t2\t3\tnoon\n", "line 1: expected"),
         ("u.data", "1\t2\t3\t4\n1\t\t3\t4\n", "line 2: expected"),
-        ("log.csv", "user,item,timestamp\n1,2,3\n1,2,nan\n", "line 3: expected"),
+        ("log.csv", "user,item,timestamp\n1,2,3\n1,2,nan\n", "line 3: expected a number"),
+        ("log.csv", "user,item,timestamp\n1,2,3\n1,2,inf\n", "line 3: expected a number"),
         ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
         ("log.csv", "user,item,time\n1,2,3\n", "expected the columns item, timestamp, user, found"),
         ("log.csv", "user,item,timestamp\n", "no interactions"),
@@ -195,6 +196,23 @@ def test_parquet_with_a_hole(tmp_path):
     path = tmp_path / "log.parquet"
     pl.DataFrame({"user": [1, 2], "item": [1, None], "timestamp": [1, 2]}).write_parquet(path)
     with pytest.raises(DataError, match="row 2"):
+        read(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0], {"id": 1.0}])
+@pytest.mark.parametrize("column", ["user", "item", "timestamp"])
+def test_parquet_values_that_are_no_ids_and_no_times(tmp_path, column, value):
+    path = tmp_path / "log.parquet"
+    row = {"user": [1.5], "item": [1.5], "timestamp": [1.5]} | {column: [value]}
+    pl.DataFrame(row).write_parquet(path)
+    with pytest.raises(DataError, match="row 1: expected"):
+        read(path)
+
+
+def test_utf_16(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(TEXTS["log.csv"], encoding="utf-16")
+    with pytest.raises(DataError, match="not UTF-8 text"):
         read(path)
 
 
