@@ -100,7 +100,7 @@ TABLE: dict[int, dict[str, dict[int, Tile]]] = {
     },
 }
 OPERANDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-INTERPRETER_TILE = Tile(64, 64, 256, 4, 1)
+INTERPRETER_TILE = Tile(64, 64, 64, 4, 1)
 
 # A program per block of rows: with fewer rows than this many blocks, blocks get smaller.
 ENOUGH_PROGRAMS = 128
@@ -128,11 +128,15 @@ class Options:
     denominator: str
     weighting: str
 
+    @property
+    def scale(self) -> float:
+        """From a cosine to a base 2 logit."""
+        return math.log2(math.e) / self.temperature
+
     def arguments(self) -> dict[str, float | bool | str]:
         """The kernels' arguments for them."""
         return {
             "temperature": self.temperature,
-            "scale": math.log2(math.e) / self.temperature,
             "partner_weight": self.partner_weight,
             "rest_weight": 1 - self.partner_weight,
             "POSITIVES": self.positives,

@@ -167,6 +167,7 @@ def forward(
             GROUPED=groups is not None,
             NEGATIVES=denominator == "negatives",
             BLOCK_BINS=triton.next_power_of_2(histogram_bins) if counted_here else 0,
+            scale=options.scale,
             **options.arguments(),
             **how.constants(),
         )

@@ -106,7 +106,6 @@ def normalize_kernel(
     z_column_stride,
     grad_loss_stride,
     temperature,
-    scale,  # log2(e) / temperature
     partner_weight,
     rest_weight,
     WIDTH: tl.constexpr,
@@ -146,7 +145,7 @@ def normalize_kernel(
             temperature, partner_weight, rest_weight, POSITIVES, WEIGHTING,
         )
         if not OWN_SHIFT:
-            pull *= tl.exp2(scale - shift)
+            pull *= tl.exp2(-shift)
         threshold = tl.load(threshold_ptr + rows, mask=rows < n, other=INFINITY)
         out = coefficients_ptr + rows
         inside = rows < n_padded
@@ -179,7 +178,8 @@ def row_coefficients(
     Rows past the last have zeros.
     """
     inside = rows < n
-    g = tl.load(grad_loss_ptr + rows * grad_loss_stride, mask=inside, other=0.0) / temperature
+    g = tl.load(grad_loss_ptr + rows.to(tl.int64) * grad_loss_stride, mask=inside, other=0.0)
+    g /= temperature
     log_denominator = tl.load(log_denominator_ptr + rows, mask=inside, other=0.0)
     count = tl.load(count_ptr + rows, mask=inside, other=0)
     total, partner, positive = row_weights(count, partner_weight, rest_weight, POSITIVES, WEIGHTING)
@@ -199,7 +199,7 @@ def normalize(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     normalize_kernel[_grid(plan)](
         z, unit, partner_similarity, None, None, None, None, None,
         *z.shape, plan.rows, *z.stride(), 0,
-        temperature=1.0, scale=1.0, partner_weight=1.0, rest_weight=0.0,
+        temperature=1.0, partner_weight=1.0, rest_weight=0.0,
         POSITIVES=False, WEIGHTING="", OWN_SHIFT=False, BACKWARD=False, **_constants(plan),
     )
     return unit, partner_similarity
