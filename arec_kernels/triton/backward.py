@@ -107,7 +107,7 @@ def backward_kernel(
             from_row = tl.exp2(s * scale - shift[:, None]) * pull[:, None]
             from_column = tl.exp2(s * scale - column_shift[None, :]) * column_pull[None, :]
         else:
-            exponential = tl.exp2(s * scale)  # no shift: PULL is as large as this is small
+            exponential = tl.exp2(s * scale - scale)
             from_row = exponential * pull[:, None]
             from_column = exponential * column_pull[None, :]
         above_row = s > threshold[:, None]
@@ -254,7 +254,6 @@ def backward(
             WHOLE_ROWS=whole_rows,
             DROPPED_BITS=dropped_bits(z.dtype),
             maxnreg=how.tile.registers,
-            scale=options.scale,
             **options.arguments(),
             **how.constants(),
         )

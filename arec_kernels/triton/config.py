@@ -128,15 +128,11 @@ class Options:
     denominator: str
     weighting: str
 
-    @property
-    def scale(self) -> float:
-        """From a cosine to a base 2 logit."""
-        return math.log2(math.e) / self.temperature
-
     def arguments(self) -> dict[str, float | bool | str]:
         """The kernels' arguments for them."""
         return {
             "temperature": self.temperature,
+            "scale": math.log2(math.e) / self.temperature,
             "partner_weight": self.partner_weight,
             "rest_weight": 1 - self.partner_weight,
             "POSITIVES": self.positives,

@@ -106,6 +106,7 @@ def normalize_kernel(
     z_column_stride,
     grad_loss_stride,
     temperature,
+    scale,  # log2(e) / temperature
     partner_weight,
     rest_weight,
     WIDTH: tl.constexpr,
@@ -145,7 +146,7 @@ def normalize_kernel(
             temperature, partner_weight, rest_weight, POSITIVES, WEIGHTING,
         )
         if not OWN_SHIFT:
-            pull *= tl.exp2(-shift)
+            pull *= tl.exp2(scale - shift)
         threshold = tl.load(threshold_ptr + rows, mask=rows < n, other=INFINITY)
         out = coefficients_ptr + rows
         inside = rows < n_padded
@@ -199,7 +200,7 @@ def normalize(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     normalize_kernel[_grid(plan)](
         z, unit, partner_similarity, None, None, None, None, None,
         *z.shape, plan.rows, *z.stride(), 0,
-        temperature=1.0, partner_weight=1.0, rest_weight=0.0,
+        temperature=1.0, scale=1.0, partner_weight=1.0, rest_weight=0.0,
         POSITIVES=False, WEIGHTING="", OWN_SHIFT=False, BACKWARD=False, **_constants(plan),
     )
     return unit, partner_similarity

@@ -86,6 +86,13 @@ def test_aligned_views_cancel(compiled: str, device: str, temperature: float) ->
     assert_correct(z, clear_thresholds(z), compiled, temperature=temperature)
 
 
+def test_partners_with_nearly_all_of_the_denominator(compiled: str, device: str) -> None:
+    """log D and the partner's logit are alike and large; their difference is the gradient."""
+    z = make_rows(18, 65, device=device)
+    assert_correct(z, clear_thresholds(z), compiled, temperature=0.0545, denominator="all",
+                   positives=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("n", "d"), [(6, 3), (66, 40), (200, 64)])
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
