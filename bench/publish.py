@@ -33,11 +33,14 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The checked-out commit, marked where the working tree differs from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True, text=True, cwd=ROOT, check=True,
-    )  # fmt: skip
+    """The checked-out commit, marked where the working tree differs; "unknown" in a bare copy."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True, text=True, cwd=ROOT, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
     return done.stdout.strip()
 
 

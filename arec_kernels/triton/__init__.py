@@ -1,7 +1,8 @@
 """Triton kernels for CUDA tensors, and for CPU tensors under TRITON_INTERPRET=1.
 
 Nothing here has run on a card yet: the interpreter checks the results, and compiled code is checked
-for registers and shared memory; speed has not been measured.
+for registers and shared memory. Speed on a card has not been measured, so this backend is never the
+default (`registration.DEFAULTS`): it runs where `backend="triton"` asks for it.
 
 The kernels stream tiles of the similarity matrix, which is never stored: memory is O(N D). Every
 launch goes to the current stream of the tensor's device, nothing synchronises with the host, and

@@ -30,6 +30,7 @@ from arec_kernels.triton.tile import (
     candidates_only,
     load_block,
     load_groups,
+    nearest_tf32,
     round_mantissa,
     similarity_tile,
 )
@@ -130,7 +131,7 @@ def backward_kernel(
         else:
             # fp16 has no room for the entries of many rows: its block goes up to TF32 instead.
             if PRECISION == "tf32":
-                entry = round_mantissa(entry, 13)
+                entry = nearest_tf32(entry)
             grad = tl.dot(entry, column_block.to(tl.float32), grad, input_precision=PRECISION)
 
     half = n // 2
@@ -151,7 +152,9 @@ def backward_kernel(
         tl.store(grad_ptr + rows.to(tl.int64)[:, None] * WIDTH + columns[None, :], grad)
 
     if THRESHOLD_GRAD:
-        g = tl.load(grad_loss_ptr + rows * grad_loss_stride, mask=rows < n, other=0.0)
+        g = tl.load(
+            grad_loss_ptr + rows.to(tl.int64) * grad_loss_stride, mask=rows < n, other=0.0
+        )
         mine = (rows < n) & (first_d == 0)
         tl.store(grad_threshold_ptr + rows, -g / threshold_width * soft, mask=mine)
 

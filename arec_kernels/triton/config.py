@@ -65,12 +65,12 @@ TABLE: dict[int, dict[str, dict[int, Tile]]] = {
     90: {
         "fp32": FP32_TILES,
         "tf32": {
-            64: Tile(128, 64, 64, 8, 2),
+            64: Tile(64, 64, 64, 4, 2, 168),
             128: Tile(64, 64, 128, 8, 2),
             256: Tile(64, 32, 64, 8, 2),
         },
         "bf16": {
-            64: Tile(128, 64, 64, 8, 3, 128),
+            64: Tile(64, 64, 64, 4, 3, 168),  # three programs a multiprocessor
             128: Tile(128, 64, 128, 8, 3),
             256: Tile(64, 64, 256, 8, 2),
         },
@@ -100,7 +100,7 @@ TABLE: dict[int, dict[str, dict[int, Tile]]] = {
     },
 }
 OPERANDS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-INTERPRETER_TILE = Tile(64, 64, 256, 4, 1)
+INTERPRETER_TILE = Tile(64, 64, 64, 4, 1)
 
 # A program per block of rows: with fewer rows than this many blocks, blocks get smaller.
 ENOUGH_PROGRAMS = 128

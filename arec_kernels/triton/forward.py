@@ -106,7 +106,8 @@ def forward_kernel(
     # excess = log D - logit. Nothing but the partner in D makes it 0 exactly, and NaN stays NaN.
     alone = total == 0
     excess = tl.where(alone, partner * 0.0, log_total - (partner - shift) / temperature)
-    log_denominator = tl.where(alone, logit, log_total + shift / temperature)
+    # By way of the excess: backward takes their difference again, and it must not round to noise.
+    log_denominator = logit + excess
 
     some = count > 0
     total_weight, _, positive_weight = row_weights(

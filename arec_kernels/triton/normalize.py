@@ -179,7 +179,8 @@ def row_coefficients(
     Rows past the last have zeros.
     """
     inside = rows < n
-    g = tl.load(grad_loss_ptr + rows * grad_loss_stride, mask=inside, other=0.0) / temperature
+    g = tl.load(grad_loss_ptr + rows.to(tl.int64) * grad_loss_stride, mask=inside, other=0.0)
+    g /= temperature
     log_denominator = tl.load(log_denominator_ptr + rows, mask=inside, other=0.0)
     count = tl.load(count_ptr + rows, mask=inside, other=0)
     total, partner, positive = row_weights(count, partner_weight, rest_weight, POSITIVES, WEIGHTING)

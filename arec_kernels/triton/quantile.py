@@ -55,7 +55,7 @@ def quantile_kernel(
     # At most candidates - rank similarities are above `high` and more are above `low`.
     low = tl.full((ROWS,), -0x40000001, tl.int32)  # the number -2
     high = tl.full((ROWS,), 0x40000000, tl.int32)  # the number 2
-    for _ in range(32):
+    for step in range(32):
         middle = (low & high) + ((low ^ high) >> 1)
         pivot = number_at(middle)
         above = tl.zeros((ROWS,), tl.int32)

@@ -9,6 +9,9 @@ in one order wherever in a tile they stand.
 import triton
 import triton.language as tl
 
+from arec_kernels.triton import config
+
+INTERPRETED = tl.constexpr(config.INTERPRETED)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
@@ -43,17 +46,34 @@ def similarity_tile(
     PRECISION: tl.constexpr,
 ):
     """Similarities (ROWS, COLUMNS) in fp32, and the last (COLUMNS, BLOCK_K) block of columns."""
+    s = tl.zeros((ROWS, COLUMNS), tl.float32)
     if WIDTH == BLOCK_K:
         column_block = load_block(unit_ptr, first_column, 0, WIDTH, COLUMNS, BLOCK_K)
-        s = tl.dot(row_block, tl.trans(column_block), input_precision=PRECISION)
+        s = add_similarities(s, row_block, column_block, PRECISION)
     else:
-        s = tl.zeros((ROWS, COLUMNS), tl.float32)
         column_block = tl.zeros((COLUMNS, BLOCK_K), row_block.dtype)
         for k in range(0, WIDTH, BLOCK_K):
             row_chunk = load_block(unit_ptr, first_row, k, WIDTH, ROWS, BLOCK_K)
             column_block = load_block(unit_ptr, first_column, k, WIDTH, COLUMNS, BLOCK_K)
-            s = tl.dot(row_chunk, tl.trans(column_block), s, input_precision=PRECISION)
+            s = add_similarities(s, row_chunk, column_block, PRECISION)
     return s, column_block
+
+
+@triton.jit
+def add_similarities(
+    s,  # (ROWS, COLUMNS) fp32
+    row_chunk,  # (ROWS, BLOCK_K)
+    column_block,  # (COLUMNS, BLOCK_K)
+    PRECISION: tl.constexpr,
+):
+    """`s` plus the products of rows and columns."""
+    if INTERPRETED:
+        # `tl.dot` would be a BLAS call, which sums in an order that depends on a pair's place.
+        products = row_chunk.to(tl.float32)[:, :, None] * tl.trans(column_block)[None, :, :]
+        s += tl.sum(products, 1)
+    else:
+        s = tl.dot(row_chunk, tl.trans(column_block), s, input_precision=PRECISION)
+    return s
 
 
 @triton.jit
@@ -137,3 +157,14 @@ def round_mantissa(x, DROPPED_BITS: tl.constexpr):
         # The carry would turn the NaN of all ones, the one hardware makes, into zero.
         rounded = tl.where(is_nan(x), x, bits.to(tl.float32, bitcast=True))
     return rounded
+
+
+@triton.jit
+def nearest_tf32(x):
+    """fp32 `x` to the nearest TF32 value in a few float operations, for the entries of every tile.
+
+    Dekker's splitting: the sum of x and 2^13 x has no room for the last 13 bits of x. NaN stays;
+    beyond 2^114 it becomes NaN, which no gradient comes near.
+    """
+    high = x * 8193.0
+    return high - (high - x)

@@ -202,11 +202,11 @@ inline typename V::Reg exp2(typename V::Reg x) {
   }
 }
 
-// The same for any x: what is below the smallest normal number is 2^-126.
+// The same for any x, kept within the normal numbers: 0 times the result is never NaN but for NaN.
 template <class V>
 inline typename V::Reg exp2_any(typename V::Reg x) {
-  if constexpr (sizeof(typename V::Scalar) == 8) return exp2<V>(x);
-  return exp2<V>(V::max(V::broadcast(-126), x));
+  constexpr int largest = sizeof(typename V::Scalar) == 8 ? 1023 : 127;
+  return exp2<V>(V::min(V::broadcast(largest), V::max(V::broadcast(1 - largest), x)));
 }
 
 }  // namespace

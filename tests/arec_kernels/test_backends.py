@@ -86,6 +86,13 @@ def test_aligned_views_cancel(compiled: str, device: str, temperature: float) ->
     assert_correct(z, clear_thresholds(z), compiled, temperature=temperature)
 
 
+def test_partners_with_nearly_all_of_the_denominator(compiled: str, device: str) -> None:
+    """log D and the partner's logit are alike and large; their difference is the gradient."""
+    z = make_rows(18, 65, device=device)
+    assert_correct(z, clear_thresholds(z), compiled, temperature=0.0545, denominator="all",
+                   positives=False)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("n", "d"), [(6, 3), (66, 40), (200, 64)])
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
@@ -138,6 +145,20 @@ def test_anywhere(
         width = None  # the share of an excluded candidate, e^((s - s') / temperature), may overflow
     assert_correct(z, clear_thresholds(z, groups, seed), compiled, groups=groups,
                    temperature=temperature, partner_weight=alpha, threshold_grad=width, **options)
+
+
+@pytest.mark.parametrize("temperature", [1 / 64, 2e-3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_excluded_pair_whose_share_would_overflow_changes_nothing(
+    compiled, device, temperature, dtype
+) -> None:
+    if dtype is torch.float64 and compiled == "triton":
+        pytest.skip("float64 is for the backends 'reference' and 'cpp'")
+    z = make_rows(40, 3, dtype, device=device)
+    assert_correct(z, clear_thresholds(z), compiled, temperature=temperature)
+    z = torch.tensor([[1.0, 0], [1, 0.01], [-1, 0.1], [-1, 0.2]], dtype=dtype, device=device)
+    k = torch.zeros(4, dtype=dtype, device=device)  # rows 0 and 1 are above, the partners opposite
+    assert_correct(z, k, compiled, temperature=temperature, positives=False)
 
 
 def test_rows_of_any_magnitude(compiled: str, device: str) -> None:
