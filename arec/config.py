@@ -75,6 +75,11 @@ class Config(BaseModel):
     dropout: float = Field(0.2, ge=0, lt=1, description="of embeddings and layer outputs")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
     norm_first: bool = Field(True, description="pre-norm layers instead of post-norm")
+    initialisation: Literal["xavier", "normal"] = Field(
+        "xavier",
+        description="of linear layers; normal: deviation 0.02 (the published programs), with which "
+        "pre-norm layers start slowly",
+    )
     max_length: int = Field(50, ge=1, description="items of a sequence that the model sees")
 
     # Training

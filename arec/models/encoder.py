@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_STD = 0.02  # of normal initialisation
 
 
 class Block(nn.Module):
@@ -89,6 +93,8 @@ class Encoder(nn.Module):
             mask that stands for the next item.
         causal: attend to earlier positions only.
         with_mask: item ``num_items + 1`` is ``mask_token``, which is embedded but never ranked.
+        initialisation: of linear layers, "xavier" or "normal" with deviation 0.02; embeddings are
+            always the latter.
     """
 
     def __init__(
@@ -105,8 +111,10 @@ class Encoder(nn.Module):
         norm_first: bool = True,
         causal: bool = True,
         with_mask: bool = False,
+        initialisation: Literal["xavier", "normal"] = "xavier",
     ) -> None:
         super().__init__()
+        self.initialisation = initialisation
         self.num_items = num_items
         self.max_length = max_length
         self.causal = causal
@@ -123,14 +131,17 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.apply(self._initialise)
 
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=_STD)
+            if module.padding_idx is not None:
+                nn.init.zeros_(module.weight[module.padding_idx])
         if isinstance(module, nn.Linear):
+            if self.initialisation == "xavier":
+                nn.init.xavier_normal_(module.weight)
+            else:
+                nn.init.normal_(module.weight, std=_STD)
             nn.init.zeros_(module.bias)
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            nn.init.zeros_(module.weight[module.padding_idx])
 
     @property
     def item_table(self) -> Tensor:  # (num_items + 1, d)

@@ -34,6 +34,7 @@ def build_objective(config: Config, num_items: int) -> Objective:
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
         norm_first=config.norm_first,
+        initialisation=config.initialisation,
         causal=not config.masked_items,
         with_mask=config.masked_items or config.views == "cl4srec",
     )
