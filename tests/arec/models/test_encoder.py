@@ -72,3 +72,20 @@ def test_autocast_returns_float32_near_the_exact_states(causal: bool, norm_first
     real = torch.arange(7) < LENGTHS[:, None]
     difference = (mixed - exact)[real]
     assert 0 < difference.norm() < 0.02 * exact[real].norm()
+
+
+@pytest.mark.parametrize("initialisation", ["xavier", "normal"])
+def test_initialisation_of_linear_layers_and_embeddings(initialisation: str) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(
+        500, max_length=200, hidden_size=64, feed_forward=256, initialisation=initialisation
+    )
+    for module in encoder.modules():
+        if isinstance(module, torch.nn.Linear):
+            expected = (2 / (module.in_features + module.out_features)) ** 0.5
+            expected = expected if initialisation == "xavier" else 0.02
+            assert module.weight.std().item() == pytest.approx(expected, rel=0.05)
+            assert not module.bias.any()
+        if isinstance(module, torch.nn.Embedding):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert not encoder.items.weight[0].any(), "padding"
