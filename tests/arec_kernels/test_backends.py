@@ -141,6 +141,8 @@ def test_anywhere(
     n = 2 * (half % 20 + 1 if compiled == "triton" and INTERPRETED else half)
     z = make_rows(n, d, dtype, seed, device)
     groups = make_groups(n, device) if grouped else None
+    if dtype is torch.float16:
+        temperature = max(temperature, 0.1)  # gradients grow with its inverse, beyond 65,504
     if temperature < 0.05:
         width = None  # the share of an excluded candidate, e^((s - s') / temperature), may overflow
     assert_correct(z, clear_thresholds(z, groups, seed), compiled, groups=groups,
