@@ -33,6 +33,7 @@ def test_loss(benchmark, peak_flops, n: int, d: int, backward: bool, rival: str)
         pytest.skip(reason)
     passes = "forward+backward" if backward else "forward"
     benchmark.group = f"{mode} {passes} N={n:5d} D={d:3d}"
+    torch.compiler.reset()  # after a few shapes torch.compile would fall back to eager
     function = call(loss, *problem(n, d), backward)
     measure(benchmark, function)
     # The least work, with each product serving both triangles of the similarities.
