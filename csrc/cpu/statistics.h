@@ -19,18 +19,17 @@ __attribute__((noinline)) void count_bins(const Forward<typename V::Scalar>& p,
   const bool masked = tile.masked;
   for (int64_t r = 0; r < kTile; ++r) {
     const CandidateRow<V> candidates(p.pairs.z, p.pairs.group, tile, tile.row + r);
-    int32_t at[kTile];  // of each pair's count
+    uint32_t at[kTile];  // of each pair's count
     for (int c = 0; c < kTile; c += V::kLanes) {
       const auto x = V::load(s + r * kTile + c);
       auto bin = (x + one) * half_bins;
       bin = V::min(V::max(bin, zero), last);
       auto counted = V::equal(x, x);
       if (masked) counted = counted & candidates(c);
-      V::template store_int<kHistogramCopies>(at + c, V::select(counted, bin, nowhere));
+      V::template store_interleaved<kHistogramCopies>(at + c, V::select(counted, bin, nowhere));
     }
-    for (int c = 0; c < kTile; c += kHistogramCopies)
-#pragma GCC unroll 4
-      for (int k = 0; k < kHistogramCopies; ++k) ++counts[at[c + k] + k];
+#pragma GCC unroll 8
+    for (int c = 0; c < kTile; ++c) ++counts[at[c]];
   }
 }
 
