@@ -50,14 +50,13 @@ def table(rows: list[dict], d: int = 64, passes: str = "forward+backward") -> st
     names = [name for mode in rivals.values() for name in mode[1:]]
     cells = {(r["n"], r["rival"]): r for r in rows if r.get("d") == d and r["passes"] == passes}
     lines = [
-        f"| N (D = {d}, {passes}) | ours, ms | of the limit | MB | "
+        f"| N (D = {d}, {passes}) | ours, ms | of the limit | "
         + " | ".join(f"× {name}" for name in names) + " |",
-        "|---|" + "---|" * (len(names) + 3),
+        "|---|" + "---|" * (len(names) + 2),
     ]
     for n in sorted({n for n, _ in cells}):
         ours = cells[n, "ours"]
-        line = [f"{n:,}", f"{ours['seconds'] * 1e3:.3g}", f"{ours['fraction']:.2f}",
-                f"{ours['peak_bytes'] / 1e6:.1f}"]
+        line = [f"{n:,}", f"{ours['seconds'] * 1e3:.3g}", f"{ours['fraction']:.2f}"]
         for first, *others in rivals.values():
             for name in others:
                 if rival := cells.get((n, name)):
