@@ -80,8 +80,8 @@ class TrainingBatches:
     target of the window that ends there; windows are cut when a batch needs them, so that a row
     costs one index. There the anchor is the last position; with "all-positions" and
     ``anchors="random"`` it is any position of the window, so that prefixes of all lengths are
-    contrasted as in the published programs. An epoch's batches depend on ``seed`` and the epoch's number only, so a
-    resumed run sees what an uninterrupted one would have seen.
+    contrasted as in the published programs. An epoch's batches depend on ``seed`` and the epoch's
+    number only, so a resumed run sees what an uninterrupted one would have seen.
 
     Batches hold windows of similar lengths, so their numbers of targets differ. A loss that is a
     mean over a batch has to be multiplied by ``Batch.weight``, or a target in a batch of short
