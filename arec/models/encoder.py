@@ -87,6 +87,10 @@ class Encoder(nn.Module):
     act on, while next-item training sees it once in a window: the contrast could then bend it
     apart from all others.
 
+    A pre-norm stack scales item embeddings by √d, as SASRec does: its layers add outputs of unit
+    size, and next to them embeddings that start at 0.02 would be lost. A post-norm stack, as
+    BERT4Rec, normalises the sum of both embeddings instead.
+
     Args:
         num_items: items are 1..num_items; 0 is padding.
         max_length: items of a sequence, at most. A bidirectional encoder takes one token more: the
@@ -128,6 +132,7 @@ class Encoder(nn.Module):
         # A pre-norm stack leaves its sum unnormalised; a post-norm one wants its input normalised.
         self.norm = nn.LayerNorm(hidden_size)
         self.norm_first = norm_first
+        self.item_scale = hidden_size**0.5 if norm_first else 1.0
         self.dropout = nn.Dropout(dropout)
         self.apply(self._initialise)
 
@@ -160,7 +165,7 @@ class Encoder(nn.Module):
         With ``last_only`` the last layer computes one query a row instead of L.
         """
         steps = torch.arange(inputs.shape[1], device=inputs.device)
-        x = self.items(inputs) + self.positions(steps)
+        x = self.item_scale * self.items(inputs) + self.positions(steps)
         x = self.dropout(x if self.norm_first else self.norm(x))
         real = (steps < lengths[:, None])[:, None, None, :]  # (B, 1, 1, L)
         for block in self.blocks[:-1]:

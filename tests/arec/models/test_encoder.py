@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -89,3 +91,18 @@ def test_initialisation_of_linear_layers_and_embeddings(initialisation: str) -> 
         if isinstance(module, torch.nn.Embedding):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not encoder.items.weight[0].any(), "padding"
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_layers_see_scaled_items_before_norm_and_normalised_sums_after(norm_first: bool) -> None:
+    encoder = make(norm_first=norm_first)
+    seen = []
+    encoder.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
+    encoder(inputs(), LENGTHS)
+
+    items, positions = encoder.items(inputs()), encoder.positions.weight[:7]
+    if norm_first:
+        expected = items * math.sqrt(items.shape[-1]) + positions
+    else:
+        expected = encoder.norm(items + positions)
+    torch.testing.assert_close(seen[0], expected)
