@@ -14,9 +14,6 @@ from torch import Tensor
 from arec.data.split import LeaveOneOut, Stage
 from arec.positives import TargetIndex
 
-# Windows are sorted by length within a pool of so many batches: most padding goes, chance stays.
-_POOL = 16
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -83,9 +80,11 @@ class TrainingBatches:
     contrasted as in the published programs. An epoch's batches depend on ``seed`` and the epoch's
     number only, so a resumed run sees what an uninterrupted one would have seen.
 
-    Batches hold windows of similar lengths, so their numbers of targets differ. A loss that is a
-    mean over a batch has to be multiplied by ``Batch.weight``, or a target in a batch of short
-    windows would count many times as much as one among long windows.
+    The windows of a batch are drawn at random, whatever their lengths: batches of similar lengths
+    would need less padding, but each step would then learn from one kind of user, and training is
+    much slower for it. Numbers of targets differ, so a loss that is a mean over a batch has to be
+    multiplied by ``Batch.weight``, or a target in a batch of short windows (or the incomplete last
+    one) would count more than others.
     """
 
     def __init__(
@@ -120,18 +119,10 @@ class TrainingBatches:
         users, ends = self._shuffled_rows(rng)
         lengths = np.minimum(ends, self.max_length)
 
-        pool = self.batch_size * _POOL
-        order = np.concatenate(
-            [
-                start + np.argsort(lengths[start : start + pool], kind="stable")
-                for start in range(0, len(users), pool)
-            ]
-        )
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         targets = lengths if self.prefixes is None else np.ones_like(lengths)
-        mean_targets = targets.sum() / len(batches)
-        for i in rng.permutation(len(batches)):
-            rows = batches[i]
+        mean_targets = targets.sum() / len(self)
+        for start in range(0, len(users), self.batch_size):
+            rows = slice(start, start + self.batch_size)
             weight = targets[rows].sum() / mean_targets
             yield self._batch(users[rows], ends[rows], lengths[rows], float(weight), rng)
 

@@ -56,6 +56,15 @@ def test_every_user_once_an_epoch_also_in_the_last_incomplete_batch(split: Leave
     assert sum(sizes) % 16, "the case is one with an incomplete batch"
 
 
+def test_a_batch_holds_windows_of_all_lengths(split: LeaveOneOut) -> None:
+    loader = batches(split, random_windows=0.0)
+    means = [batch.lengths.float().mean() for e in range(10) for batch in loader.epoch(e)]
+    lengths = np.minimum(split.train_lengths[split.train_lengths >= 2] - 1, MAX_LENGTH)
+    # Sorted by length, means of batches would spread like the lengths themselves; 1/4 of that is
+    # what independent draws leave of it in batches of 16.
+    assert np.std(means) < 0.5 * lengths.std()
+
+
 @pytest.mark.parametrize("anchors", ["last", "random"])
 def test_partners_end_before_the_same_target(split: LeaveOneOut, anchors: str) -> None:
     known = training_windows(split)

@@ -106,3 +106,18 @@ def test_layers_see_scaled_items_before_norm_and_normalised_sums_after(norm_firs
     else:
         expected = encoder.norm(items + positions)
     torch.testing.assert_close(seen[0], expected)
+
+
+@pytest.mark.parametrize("last_only", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_of_any_length_come_back_in_their_order(causal: bool, last_only: bool) -> None:
+    encoder = make(causal=causal)
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(1, 11, (50,), generator=generator)  # more rows than are encoded at once
+    real = torch.arange(10) < lengths[:, None]
+    items = torch.randint(1, 21, (50, 10), generator=generator) * real
+    together = encoder(items, lengths, last_only=last_only)
+    for row, length in enumerate(lengths.tolist()):
+        alone = encoder(items[row, None, :length], lengths[row, None], last_only=last_only)[0]
+        mine = together[row] if last_only else together[row, :length]
+        torch.testing.assert_close(mine, alone, rtol=1e-4, atol=1e-5)
