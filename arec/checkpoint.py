@@ -116,9 +116,9 @@ def fingerprint(sequences: Sequences) -> str:
 
 
 def located(config: Config) -> Config:
-    """The same settings with whole paths: a run is evaluated from any folder."""
-    data_dir = config.data_dir and config.data_dir.resolve()
-    return config.model_copy(update={"dataset": absolute(config.dataset), "data_dir": data_dir})
+    """The same settings with whole paths: a run is evaluated from any folder and any shell."""
+    dataset, data_dir = absolute(config.dataset, config.data_dir)
+    return config.model_copy(update={"dataset": dataset, "data_dir": data_dir})
 
 
 def load_data(config: Config) -> LeaveOneOut:
@@ -173,9 +173,9 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     config = read_config(run)
     state = load_state(run / BEST)
     split = load_data(config)
+    objective = build_objective(config, split.sequences.num_items)
     with fitting(run / BEST):
         if state["data"] != fingerprint(split.sequences):
             raise RunError(f"{run / BEST}: trained on other data than {config.dataset} now gives")
-        objective = build_objective(config, split.sequences.num_items)
         objective.load_state_dict(state["objective"])
     return config, split, objective.eval()

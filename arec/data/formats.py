@@ -88,7 +88,7 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
     """
     data, name = _contents(path)
     where = str(path)
-    dialect = next((d for pattern, d in _DELIMITED.items() if fnmatch(name, pattern)), None)
+    dialect = _dialect(name)
     if dialect is not None:
         frame = _read_delimited(where, data, dialect)
     elif name.endswith(".csv"):
@@ -105,6 +105,16 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
     if frame.is_empty():
         raise DataError(f"{where}: no interactions in it")
     return frame
+
+
+def has_named_columns(path: Path) -> bool:
+    """Whether it is a file of the formats that `Columns` is for."""
+    name = path.name.removesuffix(".gz")
+    return name.endswith((".csv", ".parquet")) and _dialect(name) is None
+
+
+def _dialect(name: str) -> _Delimited | None:
+    return next((d for pattern, d in _DELIMITED.items() if fnmatch(name, pattern)), None)
 
 
 def _contents(path: Path) -> tuple[bytes, str]:
@@ -227,7 +237,7 @@ def _read_parquet(where: str, data: bytes, columns: Columns) -> pl.DataFrame:
 
 def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
     if columns == Columns() and _named(_MOVIELENS_COLUMNS) <= set(header):
-        return _MOVIELENS_COLUMNS
+        columns = _MOVIELENS_COLUMNS
     names = (columns.user, columns.item, columns.time)
     if "" in names[:2] or len(set(names)) < 3:
         raise DataError(
@@ -240,6 +250,9 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
             f"{', '.join(header) or 'none'}; rename them or, in CSV and Parquet, say which ones to "
             "read with --user-column, --item-column and --time-column"
         )
+    for name in sorted(_named(columns)):
+        if header.count(name) > 1:
+            raise DataError(f"{where}: expected one column {name}, found {header.count(name)}")
     return columns
 
 

@@ -76,6 +76,12 @@ def test_named_columns_and_quotes(tmp_path):
     assert frame["time"].arg_sort().to_list() == [1, 0]
 
 
+def test_other_columns_may_have_the_same_name(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("note,user,note,item\nn,u,,b\n,u,n,a\n")
+    assert read(path, Columns(time="")).rows() == [("u", "b"), ("u", "a")]
+
+
 def test_no_time_column(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item\nu,b\nu,a\n")
@@ -147,6 +153,8 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,inf\n", "line 3: expected a number"),
         ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
         ("log.csv", "user,item,time\n1,2,3\n", "expected the columns item, timestamp, user, found"),
+        ("log.csv", "user,item,item,timestamp\n1,2,3,4\n", "expected one column item, found 2"),
+        ("log.csv", "userId,movieId,movieId,timestamp\n1,2,3,4\n", "one column movieId, found 2"),
         ("log.csv", "user,item,timestamp\n", "no interactions"),
         ("log.csv", "", "expected the columns .* found none"),
         (
