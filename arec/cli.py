@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -13,6 +14,10 @@ from arec.config import Config
 from arec.errors import UserError
 
 _NONE = "none"
+# PyTorch has an exception of its own for a GPU without memory only.
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|Storage size calculation overflowed"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,6 +74,15 @@ def run(program: str, main: Callable[[], None]) -> None:
             sys.stdout.flush()  # a closed pipe shows here, not when Python flushes at its end
     except UserError as error:
         print(f"python -m {program}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        print(
+            f"python -m {program}: error: out of memory; expected settings that need less of it "
+            "(batch_size, hidden_size, max_length, …) or a larger machine",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"python -m {program}: interrupted", file=sys.stderr)

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+import torch
 
-from arec.cli import Parser, add_settings, given_settings
+from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import Config
 
 OPTIONAL = [name for name, field in Config.model_fields.items() if field.default is None]
@@ -37,3 +39,27 @@ run("arec.recommend", main)
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")]
+)
+def test_out_of_memory_is_one_line(error: Exception, capsys) -> None:
+    with pytest.raises(SystemExit) as exit:
+        run("arec.train", failing(error))
+    assert exit.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("python -m arec.train: error: out of memory; expected settings")
+    assert message.count("\n") == 1
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        run("arec.train", failing(RuntimeError("shapes cannot be multiplied")))

@@ -182,6 +182,11 @@ def test_a_broken_loss_writes_no_checkpoint(
         (["--run-dir", "{tmp}/file/run"], "cannot be written"),
         (["--run-dir", "{tmp}/file"], "file: is a file; expected a new folder"),
         (["--k-core", "1000"], "k_core"),
+        # More than a machine can address, so that none tries.
+        (["--max-length", "2000000000", "--hidden-size", "200000"], "error: out of memory"),
+        (["--threshold-network", "flattened", "--batch-size", "2000000"], "error: out of memory"),
+        (["--threshold-network", "flattened", "--batch-size", "2000000000"], "error: out of memory"),
+        (["--user-column", "name"], "walks.txt.gz: expected no --user-column"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -303,16 +308,22 @@ def test_settings_that_the_method_does_not_use_are_named(
     assert "does not use" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_a_run_is_evaluated_from_any_folder(
-    log_file, tmp_path, monkeypatch, capsys, named
+@pytest.mark.parametrize("found_by", ["path", "option", "environment"])
+def test_a_run_is_evaluated_from_any_folder_and_shell(
+    log_file, tmp_path, monkeypatch, capsys, found_by
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = ["--dataset", log_file.name]
-    if named:
+    if found_by != "path":
         log_file.rename(tmp_path / "ml-1m.txt.gz")
-        data = ["--dataset", "ml-1m", "--data-dir", "."]
-    call(train, monkeypatch, *data, "--run-dir", "run", "--epochs", 1, *SMALL)
+        data = ["--dataset", "ml-1m"]
+    if found_by == "option":
+        data += ["--data-dir", "."]
+    with monkeypatch.context() as shell:
+        if found_by == "environment":
+            shell.setenv("AREC_DATA_DIR", ".")
+        call(train, shell, *data, "--run-dir", "run", "--epochs", 1, *SMALL)
+    monkeypatch.setenv("AREC_DATA_DIR", str(tmp_path / "elsewhere"))
     (tmp_path / "run").rename(tmp_path / "moved")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
