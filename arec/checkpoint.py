@@ -21,7 +21,7 @@ from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.errors import UserError
 from arec.objectives import Objective, build_objective
-from arec.ranking import draw_candidates
+from arec.ranking import SAMPLED, draw_candidates
 
 CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES = (
     "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl", "candidates.npz"
@@ -152,8 +152,9 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
     try:
         with np.load(path) as kept:
             candidates = dict(kept)
-        if any(len(rows) != len(split.eval_users) for rows in candidates.values()):
-            raise ValueError("other users")
+        shape, num_items = (len(split.eval_users), SAMPLED), split.sequences.num_items
+        if any(rows.shape != shape or rows.max() > num_items for rows in candidates.values()):
+            raise ValueError("other users or items")
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise RunError(
             f"{path}: not readable candidates of this run ({type(error).__name__}); delete it, and "

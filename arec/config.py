@@ -238,7 +238,7 @@ class Config(BaseModel):
             ConfigError: one line naming the first setting that is wrong, the file if it comes from
                 there, and what was expected.
         """
-        in_file = cls.read_settings(file) if file else {}
+        in_file = {} if file is None else cls.read_settings(file)
         try:
             return cls.model_validate({**in_file, **settings})
         except ValidationError as error:
@@ -271,7 +271,7 @@ class Config(BaseModel):
         if not path.is_file():
             path = Path(source)
         try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
+            return tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
         except (OSError, UnicodeDecodeError) as error:

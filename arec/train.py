@@ -131,9 +131,11 @@ def _logging_to(path: Path) -> Iterator[None]:
     """Log to standard error and to a file."""
     log.setLevel(logging.INFO)
     try:
-        handlers = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+        # A name of a file may hold bytes that are no text.
+        to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+    handlers = [logging.StreamHandler(), to_file]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)

@@ -7,7 +7,7 @@
 | `*.inter` | RecBole: tab-separated, header `user_id:token item_id:token … timestamp:float` |
 | `*.dat` | MovieLens 1M and 10M: `user::item::rating::timestamp` |
 | `*.data` | MovieLens 100K: `user item rating timestamp`, tab-separated |
-| `ratings_*.csv` | Amazon 2014: `user,item,rating,timestamp` without a header |
+| `ratings_[A-Z]*.csv` | Amazon 2014: `user,item,rating,timestamp` without a header |
 | `*.zip`, `*.whl` | an archive of a publisher that holds one of the above, see `_ARCHIVE_MEMBERS` |
 
 Each may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, ids are text, a time is a
@@ -62,7 +62,7 @@ _DELIMITED = {
     # "::" is read as two ":" with an empty field between.
     "*.dat": _Delimited(":", Columns(), ("user", "", "item", "", "rating", "", "timestamp")),
     "*.data": _Delimited("\t", Columns(), ("user", "item", "rating", "timestamp")),
-    "ratings_*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "timestamp")),
+    "ratings_[A-Z]*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "timestamp")),
 }
 
 _TIME = "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00)"

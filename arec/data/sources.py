@@ -83,8 +83,8 @@ def load(
     columns = Columns(user_column, item_column, time_column)
     if columns != Columns() and not has_named_columns(Path(dataset)):
         raise DataError(
-            f"{dataset}: expected no --user-column, --item-column or --time-column, which are for a "
-            "CSV or Parquet file of your own"
+            f"{dataset}: expected no --user-column, --item-column or --time-column, which are for "
+            "a CSV or Parquet file of your own"
         )
     if dataset == "builtin":
         return builtin.generate(seed, k_core)

@@ -53,6 +53,17 @@ def test_files_that_are_no_settings(tmp_path) -> None:
         Config.read_settings(broken)
 
 
+def test_a_file_is_none_only_when_it_is_not_given() -> None:
+    with pytest.raises(ConfigError, match="expected a TOML file"):
+        Config.from_settings({}, "")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path) -> None:
+    file = tmp_path / "notepad.toml"
+    file.write_bytes(b"\xef\xbb\xbfepochs = 3\r\n")
+    assert Config.from_settings({}, file).epochs == 3
+
+
 def test_a_wrong_setting_is_looked_for_where_it_stands(tmp_path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("heads = 3\nepochs = 0\n")

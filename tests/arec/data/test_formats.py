@@ -82,6 +82,12 @@ def test_other_columns_may_have_the_same_name(tmp_path):
     assert read(path, Columns(time="")).rows() == [("u", "b"), ("u", "a")]
 
 
+def test_only_a_category_of_amazon_has_no_header(tmp_path):
+    path = tmp_path / "ratings_mine.csv"
+    path.write_text("user,item,rating,timestamp\nu,b,5,1\n")
+    assert read(path)["item"].to_list() == ["b"]
+
+
 def test_no_time_column(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item\nu,b\nu,a\n")

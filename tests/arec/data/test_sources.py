@@ -164,7 +164,7 @@ def test_own_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "dataset", ["builtin", "ml-1m", "beauty", "log.txt.gz", "log.inter", "folder/ratings_mine.csv"]
+    "dataset", ["builtin", "ml-1m", "beauty", "log.txt.gz", "log.inter", "folder/ratings_Books.csv"]
 )
 @pytest.mark.parametrize("column", ["user_column", "item_column", "time_column"])
 def test_columns_are_for_own_files_that_have_some(dataset, column):
