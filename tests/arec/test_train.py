@@ -304,25 +304,6 @@ def test_unreadable_candidates_are_one_clear_error(log_file, tmp_path) -> None:
             checkpoint.sampled_candidates(tmp_path, split, seed=0)
 
 
-def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
-    before = os.umask(0o027)
-    try:
-        checkpoint.write_text(tmp_path / "run" / "config.toml", "")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "run" / "config.toml").stat().st_mode & 0o777 == 0o640
-
-
-def test_a_file_that_cannot_be_completed_leaves_nothing(tmp_path) -> None:
-    def interrupted(file) -> None:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomically(tmp_path / "metrics.json", interrupted)
-    assert not list(tmp_path.iterdir())
-
-
 def test_settings_that_the_method_does_not_use_are_named(
     log_file, tmp_path, monkeypatch, capsys
 ) -> None:
