@@ -20,6 +20,7 @@ import csv
 import gzip
 import io
 import math
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -213,6 +214,8 @@ def _records(data: bytes, dialect: _Delimited) -> Iterator[tuple[int, list[str]]
     for finding what is wrong. Blank lines are records without fields."""
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="replace", newline="")
     quoting = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
+    # Of a quote that is never closed the rest of the file is one field.
+    csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     reader = csv.reader(text, delimiter=dialect.separator, quoting=quoting)
     for values in reader:
         yield reader.line_num, values
@@ -245,9 +248,10 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
             f"got {names}"
         )
     if not _named(columns) <= set(header):
+        found = textwrap.shorten(", ".join(header), 200, placeholder=" …") or "none"
         raise DataError(
             f"{where}: expected the columns {', '.join(sorted(_named(columns)))}, found "
-            f"{', '.join(header) or 'none'}; rename them or, in CSV and Parquet, say which ones to "
+            f"{found}; rename them or, in CSV and Parquet, say which ones to "
             "read with --user-column, --item-column and --time-column"
         )
     for name in sorted(_named(columns)):

@@ -131,6 +131,22 @@ def test_other_dates_are_not_guessed(tmp_path, date):
         read(path)
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("user,item,timestamp", 'u,"a,1', "log.csv, line 20002: expected 'user,item,timestamp'"),
+        ('user,"item,timestamp', "u,a,1", "expected the columns item, timestamp, user, found user"),
+    ],
+)
+def test_a_quote_that_is_never_closed(tmp_path, header, row, message):
+    path = tmp_path / "log.csv"
+    path.write_text(f"{header}\n{row}\n" + 20_000 * "user,item,1\n")
+    with pytest.raises(DataError, match=message) as caught:
+        read(path)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
 @pytest.mark.parametrize(
     "columns", ["user user time", "user item item", "user item user", " item time"]
