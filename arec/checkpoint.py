@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.errors import UserError
 from arec.objectives import Objective, build_objective
-from arec.ranking import draw_candidates
+from arec.ranking import SAMPLED, draw_candidates
 
 CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES = (
     "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl", "candidates.npz"
@@ -61,7 +62,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    write_atomically(path, lambda file: torch.save(state, file))
+    # In memory first: PyTorch hides a full disk or a Ctrl-C under an error of its own.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def read_config(run: Path) -> Config:
@@ -116,9 +120,9 @@ def fingerprint(sequences: Sequences) -> str:
 
 
 def located(config: Config) -> Config:
-    """The same settings with whole paths: a run is evaluated from any folder."""
-    data_dir = config.data_dir and config.data_dir.resolve()
-    return config.model_copy(update={"dataset": absolute(config.dataset), "data_dir": data_dir})
+    """The same settings with whole paths: a run is evaluated from any folder and any shell."""
+    dataset, data_dir = absolute(config.dataset, config.data_dir)
+    return config.model_copy(update={"dataset": dataset, "data_dir": data_dir})
 
 
 def load_data(config: Config) -> LeaveOneOut:
@@ -152,8 +156,9 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
     try:
         with np.load(path) as kept:
             candidates = dict(kept)
-        if any(len(rows) != len(split.eval_users) for rows in candidates.values()):
-            raise ValueError("other users")
+        shape, num_items = (len(split.eval_users), SAMPLED), split.sequences.num_items
+        if any(rows.shape != shape or rows.max() > num_items for rows in candidates.values()):
+            raise ValueError("other users or items")
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise RunError(
             f"{path}: not readable candidates of this run ({type(error).__name__}); delete it, and "
@@ -173,9 +178,9 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     config = read_config(run)
     state = load_state(run / BEST)
     split = load_data(config)
+    objective = build_objective(config, split.sequences.num_items)
     with fitting(run / BEST):
         if state["data"] != fingerprint(split.sequences):
             raise RunError(f"{run / BEST}: trained on other data than {config.dataset} now gives")
-        objective = build_objective(config, split.sequences.num_items)
         objective.load_state_dict(state["objective"])
     return config, split, objective.eval()

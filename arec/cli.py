@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable
@@ -13,6 +14,10 @@ from arec.config import Config
 from arec.errors import UserError
 
 _NONE = "none"
+# PyTorch has an exception of its own for a GPU without memory only.
+_OUT_OF_MEMORY = re.compile(
+    "out of memory|can't allocate memory|Storage size calculation overflowed"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,18 +67,35 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(program: str, main: Callable[[], None]) -> None:
     """Call ``main``; what a person can mend becomes one line on standard error and exit code 2."""
+
+    def fail(message: str) -> NoReturn:
+        print(f"python -m {program}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
     try:
         try:
             main()
         finally:
             sys.stdout.flush()  # a closed pipe shows here, not when Python flushes at its end
     except UserError as error:
-        print(f"python -m {program}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        fail(
+            "out of memory; expected settings that need less of it (batch_size, hidden_size, "
+            "max_length, …) or a larger machine"
+        )
     except KeyboardInterrupt:
         print(f"python -m {program}: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader has had enough, as `head` does
-        # Nor shall Python's own flush of what is left in the buffer say so.
+    except UnicodeEncodeError as error:
+        fail(f"{error.object[error.start : error.end]!r} cannot be written as {error.encoding}")
+    except OSError as error:
+        if error.filename is not None:
+            fail(f"{error.filename}: {error.strerror}")
+        # Of standard output: Python's own flush of what is left in the buffer shall not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)  # as a program that SIGPIPE ends
+        if isinstance(error, BrokenPipeError):  # the reader has had enough, as `head` does
+            sys.exit(141)  # as a program that SIGPIPE ends
+        fail(f"the output cannot be written: {error.strerror}")

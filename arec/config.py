@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -38,6 +38,10 @@ _METHODS_OF = {
         ("adaptiverec",),
     ),
 }
+
+
+# Of a tensor, whose number of bytes has to stay countable.
+_Size = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class ConfigError(UserError):
@@ -68,10 +72,10 @@ class Config(BaseModel):
     )
 
     # Model
-    hidden_size: int = Field(64, ge=1, description="width d of embeddings and hidden states")
+    hidden_size: _Size = Field(64, description="width d of embeddings and hidden states")
     layers: int = Field(2, ge=1, description="transformer layers")
     heads: int = Field(2, ge=1, description="attention heads; must divide hidden_size")
-    feed_forward: int = Field(256, ge=1, description="inner width of the feed-forward layers")
+    feed_forward: _Size = Field(256, description="inner width of the feed-forward layers")
     dropout: float = Field(0.2, ge=0, lt=1, description="of embeddings and layer outputs")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
     norm_first: bool = Field(True, description="pre-norm layers instead of post-norm")
@@ -80,7 +84,7 @@ class Config(BaseModel):
         description="of linear layers; normal: deviation 0.02 (the published programs), with which "
         "pre-norm layers start slowly",
     )
-    max_length: int = Field(50, ge=1, description="items of a sequence that the model sees")
+    max_length: _Size = Field(50, description="items of a sequence that the model sees")
 
     # Training
     rows: Literal["all-positions", "prefix"] = Field(
@@ -96,7 +100,7 @@ class Config(BaseModel):
         0.2, gt=0, lt=1, description="share of items that the masked-item task masks"
     )
     epochs: int = Field(20, ge=1, description="passes over the rows, at most")
-    batch_size: int = Field(128, ge=1, description="sequences a step; the contrastive N is twice it")
+    batch_size: _Size = Field(128, description="sequences a step; the contrastive N is twice it")
     learning_rate: float = Field(2e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     warmup_epochs: float = Field(2.0, ge=0, description="linear warm-up, then cosine decay to 0")
@@ -234,7 +238,7 @@ class Config(BaseModel):
             ConfigError: one line naming the first setting that is wrong, the file if it comes from
                 there, and what was expected.
         """
-        in_file = cls.read_settings(file) if file else {}
+        in_file = {} if file is None else cls.read_settings(file)
         try:
             return cls.model_validate({**in_file, **settings})
         except ValidationError as error:
@@ -267,7 +271,7 @@ class Config(BaseModel):
         if not path.is_file():
             path = Path(source)
         try:
-            return tomllib.loads(path.read_text(encoding="utf-8"))
+            return tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
         except (OSError, UnicodeDecodeError) as error:

@@ -53,7 +53,9 @@ def false_negative_detection(
 
 
 @torch.no_grad()
-def simthres_spread(objective: AdaptiveRec, batches: Iterable[Batch]) -> dict[str, float | None]:
+def simthres_spread(
+    objective: AdaptiveRec, batches: Iterable[Batch]
+) -> dict[str, float | None] | None:
     """Whether a learnable SimThres is adapted to the rows, or one constant for all (Sec. 3.2.2).
 
     Args:
@@ -61,7 +63,8 @@ def simthres_spread(objective: AdaptiveRec, batches: Iterable[Batch]) -> dict[st
 
     Returns:
         ``mean`` and ``std`` of k over the rows; ``quantile_std``, that of the rows' own ``quantile``
-        of similarities (Sec. 3.2.1), and ``correlation`` of the two; None where one is constant.
+        of similarities (Sec. 3.2.1), and ``correlation`` of the two, None where one is constant.
+        None where no row has a quantile, as in batches of one.
     """
     objective.eval()
     device = next(objective.parameters()).device
@@ -74,6 +77,8 @@ def simthres_spread(objective: AdaptiveRec, batches: Iterable[Batch]) -> dict[st
             quantiles.append(row_similarity_quantile(z, objective.config.quantile, groups=groups))
     both = torch.stack([torch.cat(thresholds), torch.cat(quantiles)])  # (2, rows)
     both = both[:, both.isfinite().all(dim=0)]  # a small batch may leave a row no quantile
+    if not both.numel():
+        return None
     correlation = both.corrcoef()[0, 1].item()
     return {
         "mean": both[0].mean().item(),

@@ -75,8 +75,7 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
             "a pair of sequences is a true one when the same planted intent makes both targets;",
             "the precision of a random mask is the base rate",
         ]
-    if "simthres" in metrics:
-        k = metrics["simthres"]
+    if k := metrics.get("simthres"):
         followed = "none" if k["correlation"] is None else f"{k['correlation']:.2f}"
         lines += [
             "",

@@ -28,9 +28,8 @@ from arec.checkpoint import (
 )
 from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import Config
-from arec.data.split import LeaveOneOut
 from arec.results import final_metrics, format_results
-from arec.trainer import Trainer, pick_device
+from arec.trainer import Trainer
 
 log = logging.getLogger("arec")
 
@@ -74,21 +73,21 @@ def train(config: Config, folder: Path) -> str:
     Returns:
         The table of results.
     """
-    pick_device(config.device)  # before anything is written
-    split = load_data(config)
+    # Interrupted in its first epoch, a run has nothing to go on from but its settings.
+    started = any((folder / name).exists() for name in (LAST, METRICS))
+    # Before anything is written: what cannot be loaded or built leaves nothing behind.
+    trainer = Trainer(located(config), load_data(config), folder, resume=started)
     new = not (folder / CONFIG).is_file()
     if new:
-        config = located(config)
-        write_text(folder / CONFIG, config.to_toml())
+        write_text(folder / CONFIG, trainer.config.to_toml())
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
         if new and config.unused:
             log.warning("%s does not use %s", config.method, ", ".join(config.unused))
-        # Interrupted in its first epoch, a run has nothing to go on from but its settings.
-        started = any((folder / name).exists() for name in (LAST, METRICS))
-        return _train(config, split, folder, resume=started)
+        return _fit_and_rank(trainer)
 
 
-def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) -> str:
+def _fit_and_rank(trainer: Trainer) -> str:
+    config, split, folder = trainer.config, trainer.split, trainer.run
     sequences = split.sequences
     log.info(
         "%s: %d users, %d items, %d interactions; %d users with fewer than 3 items train only",
@@ -98,7 +97,6 @@ def _train(config: Config, split: LeaveOneOut, folder: Path, *, resume: bool) ->
         sequences.num_interactions,
         split.num_train_only,
     )
-    trainer = Trainer(config, split, folder, resume=resume)
     log.info(
         "%s: %d parameters, on %s; run folder %s",
         config.method,
@@ -133,9 +131,11 @@ def _logging_to(path: Path) -> Iterator[None]:
     """Log to standard error and to a file."""
     log.setLevel(logging.INFO)
     try:
-        handlers = [logging.StreamHandler(), logging.FileHandler(path, encoding="utf-8")]
+        # A name of a file may hold bytes that are no text.
+        to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+    handlers = [logging.StreamHandler(), to_file]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)

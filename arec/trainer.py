@@ -79,7 +79,7 @@ def training_batches(config: Config, split: LeaveOneOut) -> TrainingBatches:
         max_length=config.max_length,
         rows=config.rows,
         random_windows=config.random_windows,
-        anchors=config.anchors,
+        anchors=config.anchors if config.contrastive else "last",  # nothing else uses random ones
         partners=config.partners,
         seed=config.seed,
     )

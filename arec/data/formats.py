@@ -7,7 +7,7 @@
 | `*.inter` | RecBole: tab-separated, header `user_id:token item_id:token … timestamp:float` |
 | `*.dat` | MovieLens 1M and 10M: `user::item::rating::timestamp` |
 | `*.data` | MovieLens 100K: `user item rating timestamp`, tab-separated |
-| `ratings_*.csv` | Amazon 2014: `user,item,rating,timestamp` without a header |
+| `ratings_[A-Z]*.csv` | Amazon 2014: `user,item,rating,timestamp` without a header |
 | `*.zip`, `*.whl` | an archive of a publisher that holds one of the above, see `_ARCHIVE_MEMBERS` |
 
 Each may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, ids are text, a time is a
@@ -20,6 +20,7 @@ import csv
 import gzip
 import io
 import math
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ _DELIMITED = {
     # "::" is read as two ":" with an empty field between.
     "*.dat": _Delimited(":", Columns(), ("user", "", "item", "", "rating", "", "timestamp")),
     "*.data": _Delimited("\t", Columns(), ("user", "item", "rating", "timestamp")),
-    "ratings_*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "timestamp")),
+    "ratings_[A-Z]*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "timestamp")),
 }
 
 _TIME = "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00)"
@@ -88,7 +89,7 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
     """
     data, name = _contents(path)
     where = str(path)
-    dialect = next((d for pattern, d in _DELIMITED.items() if fnmatch(name, pattern)), None)
+    dialect = _dialect(name)
     if dialect is not None:
         frame = _read_delimited(where, data, dialect)
     elif name.endswith(".csv"):
@@ -105,6 +106,16 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
     if frame.is_empty():
         raise DataError(f"{where}: no interactions in it")
     return frame
+
+
+def has_named_columns(path: Path) -> bool:
+    """Whether it is a file of the formats that `Columns` is for."""
+    name = path.name.removesuffix(".gz")
+    return name.endswith((".csv", ".parquet")) and _dialect(name) is None
+
+
+def _dialect(name: str) -> _Delimited | None:
+    return next((d for pattern, d in _DELIMITED.items() if fnmatch(name, pattern)), None)
 
 
 def _contents(path: Path) -> tuple[bytes, str]:
@@ -203,6 +214,8 @@ def _records(data: bytes, dialect: _Delimited) -> Iterator[tuple[int, list[str]]
     for finding what is wrong. Blank lines are records without fields."""
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="replace", newline="")
     quoting = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
+    # Of a quote that is never closed the rest of the file is one field.
+    csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     reader = csv.reader(text, delimiter=dialect.separator, quoting=quoting)
     for values in reader:
         yield reader.line_num, values
@@ -227,7 +240,7 @@ def _read_parquet(where: str, data: bytes, columns: Columns) -> pl.DataFrame:
 
 def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
     if columns == Columns() and _named(_MOVIELENS_COLUMNS) <= set(header):
-        return _MOVIELENS_COLUMNS
+        columns = _MOVIELENS_COLUMNS
     names = (columns.user, columns.item, columns.time)
     if "" in names[:2] or len(set(names)) < 3:
         raise DataError(
@@ -235,11 +248,15 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
             f"got {names}"
         )
     if not _named(columns) <= set(header):
+        found = textwrap.shorten(", ".join(header), 200, placeholder=" …") or "none"
         raise DataError(
             f"{where}: expected the columns {', '.join(sorted(_named(columns)))}, found "
-            f"{', '.join(header) or 'none'}; rename them or, in CSV and Parquet, say which ones to "
+            f"{found}; rename them or, in CSV and Parquet, say which ones to "
             "read with --user-column, --item-column and --time-column"
         )
+    for name in sorted(_named(columns)):
+        if header.count(name) > 1:
+            raise DataError(f"{where}: expected one column {name}, found {header.count(name)}")
     return columns
 
 

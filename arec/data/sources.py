@@ -9,7 +9,7 @@ from pathlib import Path
 
 from arec.data import builtin
 from arec.data.download import Remote, fetch
-from arec.data.formats import Columns, read
+from arec.data.formats import Columns, has_named_columns, read
 from arec.data.interactions import Sequences
 from arec.data.prepare import prepare
 from arec.errors import DataError
@@ -70,8 +70,9 @@ def load(
             from an installed `recbole` package, and anything else is fetched from its publisher
             and cached. The wheel of recbole counts as a file of ml-100k too, for machines that only
             reach a package index: `pip download --no-deps recbole`.
-        user_column, item_column, time_column: of a CSV or Parquet file; an empty time column says
-            that the rows of every user are in time order already. Ties keep the order of the file.
+        user_column, item_column, time_column: of your own CSV or Parquet file, an error with any
+            other; an empty time column says that the rows of every user are in time order already.
+            Ties keep the order of the file.
         k_core: users and items with fewer interactions are dropped until there are none; 1 keeps
             everything.
         seed: of the built-in data.
@@ -79,6 +80,12 @@ def load(
     Raises:
         DataError: the data cannot be found, fetched, read or used; what, where and what to do.
     """
+    columns = Columns(user_column, item_column, time_column)
+    if columns != Columns() and not has_named_columns(Path(dataset)):
+        raise DataError(
+            f"{dataset}: expected no --user-column, --item-column or --time-column, which are for "
+            "a CSV or Parquet file of your own"
+        )
     if dataset == "builtin":
         return builtin.generate(seed, k_core)
     source = _SOURCES.get(dataset)
@@ -88,20 +95,28 @@ def load(
             f"{dataset}: no such file, and no data set of that name; there are builtin, "
             f"{', '.join(_SOURCES)}"
         )
-    log = read(path, Columns(user_column, item_column, time_column))
+    log = read(path, columns)
     return prepare(dataset if source else path.name, log, k_core)
 
 
-def absolute(dataset: str) -> str:
-    """The same data set seen from any folder: your own file's whole path, or the name as it is."""
-    named = dataset == "builtin" or dataset in _SOURCES
-    return dataset if named else str(Path(dataset).resolve())
+def absolute(dataset: str, data_dir: Path | None) -> tuple[str, Path | None]:
+    """The same data set and folder of files at hand, seen from any folder and any shell."""
+    if dataset in _SOURCES:
+        data_dir = _folder_at_hand(data_dir)
+    elif dataset != "builtin":
+        dataset = str(Path(dataset).resolve())
+    return dataset, data_dir and data_dir.resolve()
+
+
+def _folder_at_hand(data_dir: Path | None) -> Path | None:
+    from_environment = os.environ.get("AREC_DATA_DIR")
+    return data_dir or (Path(from_environment) if from_environment else None)
 
 
 def _locate(dataset: str, source: _Source, data_dir: Path | None) -> Path:
-    folder = data_dir or os.environ.get("AREC_DATA_DIR")
+    folder = _folder_at_hand(data_dir)
     if folder:
-        return _at_hand(dataset, source, Path(folder))
+        return _at_hand(dataset, source, folder)
     if dataset == "ml-100k" and (recbole := importlib.util.find_spec("recbole")):
         path = Path(recbole.origin).parent / "dataset_example/ml-100k/ml-100k.inter"
         if path.exists():

@@ -40,20 +40,27 @@ class _FullSoftmax(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         grad_table = torch.zeros_like(item_table)
         loss = item_table.new_zeros(())
-        for start in range(0, len(hidden), rows):
-            chunk = slice(start, start + rows)
-            logits = (states[chunk] @ items.T).to(item_table.dtype)
-            target_logits = logits.gather(1, labels[chunk])
+        # One chunk's memory serves them all: fresh memory would have to be mapped for each.
+        product_buffer = states.new_empty(min(rows, len(states)), len(items))
+        logit_buffer = product_buffer.to(item_table.dtype)  # the same one unless autocast narrows
+        for chunk_states, chunk_labels, chunk_grad in zip(
+            states.split(rows), labels.split(rows), grad_hidden.split(rows)
+        ):
+            products = product_buffer[: len(chunk_states)]
+            logits = logit_buffer[: len(chunk_states)]
+            logits.copy_(torch.mm(chunk_states, items.T, out=products))
+            target_logits = logits.gather(1, chunk_labels)
             top = logits.amax(dim=1, keepdim=True)
             logits.sub_(top).exp_()
             total = logits.sum(dim=1, keepdim=True)
             loss += (total.log() + top - target_logits).sum()
             probabilities = logits.div_(total)
             grad_logits = probabilities.scatter_add_(
-                1, labels[chunk], probabilities.new_full((1, 1), -1.0).expand_as(total)
-            ).to(product_dtype)
-            grad_hidden[chunk] = grad_logits @ items
-            grad_table[1:] += grad_logits.T @ states[chunk]
+                1, chunk_labels, probabilities.new_full((1, 1), -1.0).expand_as(total)
+            )
+            products.copy_(grad_logits)
+            chunk_grad.copy_(products @ items)
+            grad_table[1:] += products.T @ chunk_states
         ctx.save_for_backward(grad_hidden, grad_table)
         ctx.count = max(len(hidden), 1)
         return loss / ctx.count

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 
-from arec.cli import Parser, add_settings, given_settings
+from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import Config
 
 OPTIONAL = [name for name, field in Config.model_fields.items() if field.default is None]
@@ -37,3 +41,57 @@ run("arec.recommend", main)
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")]
+)
+def test_out_of_memory_is_one_line(error: Exception, capsys) -> None:
+    with pytest.raises(SystemExit) as exit:
+        run("arec.train", failing(error))
+    assert exit.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("python -m arec.train: error: out of memory; expected settings")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "there/ok.csv"), "there/ok.csv: Perm"),
+        (UnicodeEncodeError("ascii", "aé", 1, 2, "no such"), "'é' cannot be written as ascii"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: Exception, message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as exit:
+        run("arec.evaluate", failing(error))
+    assert exit.value.code == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"python -m arec.evaluate: error: {message}")
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_under_the_output_is_one_line() -> None:
+    program = "from arec.cli import run\nrun('arec.evaluate', lambda: print('figures'))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            check=False, stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == (
+        "python -m arec.evaluate: error: the output cannot be written: No space left on device\n"
+    )
+
+
+def test_faults_of_the_program_keep_their_traceback() -> None:
+    with pytest.raises(RuntimeError, match="shapes"):
+        run("arec.train", failing(RuntimeError("shapes cannot be multiplied")))

@@ -6,7 +6,10 @@ import tomllib
 import pytest
 
 from arec.config import _METHODS_OF, RECIPES, Config, ConfigError
+from arec.data import load
+from arec.data.batches import TrainingBatches
 from arec.models import Encoder
+from arec_kernels import adaptive_info_nce
 
 
 def test_round_trip_through_toml() -> None:
@@ -26,6 +29,7 @@ def test_round_trip_through_toml() -> None:
         ({"method": "cl4srec", "views": "su"}, "views: 'su' does not go with method 'cl4srec'"),
         ({"method": "duorec", "views": "cl4srec"}, "views: 'cl4srec' does not go with"),
         ({"similarity": "dot"}, "similarity: adaptiverec compares cosines"),
+        ({"hidden_size": 10**30}, "hidden_size: Input should be less than"),
         ({"seed": 2**63}, "seed: Input should be less than"),
         ({"heads": 3}, "heads: expected a divisor of hidden_size=64"),
         ({"weighting": "printed", "partner_weight": 1}, "partner_weight: expected less than 1"),
@@ -47,6 +51,17 @@ def test_files_that_are_no_settings(tmp_path) -> None:
     broken.write_text("epochs = ")
     with pytest.raises(ConfigError, match="broken.toml: not valid TOML"):
         Config.read_settings(broken)
+
+
+def test_a_file_is_none_only_when_it_is_not_given() -> None:
+    with pytest.raises(ConfigError, match="expected a TOML file"):
+        Config.from_settings({}, "")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path) -> None:
+    file = tmp_path / "notepad.toml"
+    file.write_bytes(b"\xef\xbb\xbfepochs = 3\r\n")
+    assert Config.from_settings({}, file).epochs == 3
 
 
 def test_a_wrong_setting_is_looked_for_where_it_stands(tmp_path) -> None:
@@ -71,6 +86,18 @@ def test_recipes_are_valid(recipe: str) -> None:
 def test_every_size_of_the_encoder_is_in_the_configuration() -> None:
     parameters = set(inspect.signature(Encoder).parameters)
     assert parameters - set(Config.model_fields) == {"num_items", "causal", "with_mask"}
+
+
+@pytest.mark.parametrize("constructor", [load, TrainingBatches, Encoder, adaptive_info_nce])
+def test_constructors_have_the_defaults_of_the_configuration(constructor) -> None:
+    parameters = inspect.signature(constructor).parameters.values()
+    shared = {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name in Config.model_fields
+    }
+    assert shared
+    assert shared == {name: Config.model_fields[name].default for name in shared}
 
 
 def test_cl4srec_brings_its_own_views() -> None:

@@ -69,3 +69,7 @@ def test_a_constant_k_correlates_with_nothing() -> None:
     objective = make_objective()
     torch.nn.init.zeros_(objective.threshold.layers[-1].weight)
     assert simthres_spread(objective, [make_batch(SIZE)])["correlation"] is None
+
+
+def test_rows_without_candidates_have_no_spread() -> None:
+    assert simthres_spread(make_objective(), [make_batch(1)]) is None

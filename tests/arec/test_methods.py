@@ -10,7 +10,7 @@ import pytest
 from arec.config import Config
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
-from arec.trainer import Trainer, evaluate
+from arec.trainer import Trainer, evaluate, training_batches
 
 ROWS = 21  # with 8 in a batch the last one is incomplete
 
@@ -62,3 +62,9 @@ def test_trains_and_ranks(split, tmp_path, settings) -> None:
         assert not value.equal(before[name]), f"{name} was not trained"
     figures = evaluate(trainer.objective, split, "test")
     assert 0 <= figures["unfiltered"]["NDCG@10"] <= figures["filtered"]["NDCG@10"] <= 1
+
+
+def test_random_anchors_are_drawn_for_contrast_only(split: LeaveOneOut) -> None:
+    for settings, drawn in [({}, True), ({"lambda_cl": 0}, False), ({"method": "sasrec"}, False)]:
+        for batch in training_batches(Config.from_settings(settings), split).epoch(0):
+            assert (batch.anchors is not None) is drawn

@@ -65,6 +65,16 @@ def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch
     assert (folder / "candidates.npz").read_bytes() == candidates, "drawn once"
 
 
+def test_one_user(tmp_path, monkeypatch, capsys) -> None:
+    """Nothing to contrast with: figures that do not exist are left out, not NaN."""
+    folder, log_file = tmp_path / "run", tmp_path / "one.txt"
+    log_file.write_bytes(b"user a b a c b a d\r\n")
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1,
+         "--k-core", 1, *SMALL)  # fmt: skip
+    assert "SimThres" not in capsys.readouterr().out
+    assert "NaN" not in (folder / "metrics.json").read_text()
+
+
 def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> None:
     results = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -182,6 +192,11 @@ def test_a_broken_loss_writes_no_checkpoint(
         (["--run-dir", "{tmp}/file/run"], "cannot be written"),
         (["--run-dir", "{tmp}/file"], "file: is a file; expected a new folder"),
         (["--k-core", "1000"], "k_core"),
+        # More than a machine can address, so that none tries.
+        (["--max-length", "2000000000", "--hidden-size", "200000"], "out of memory"),
+        (["--threshold-network", "flattened", "--batch-size", "2000000"], "out of memory"),
+        (["--threshold-network", "flattened", "--batch-size", "2000000000"], "out of memory"),
+        (["--user-column", "name"], "walks.txt.gz: expected no --user-column"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -242,6 +257,18 @@ def test_runs_as_a_module(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_name_that_is_no_text(log_file, tmp_path, monkeypatch, capsys) -> None:
+    data = log_file.rename(tmp_path / "walks\udcff.txt.gz")
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--dataset", data, "--run-dir", tmp_path / "run", *SMALL)
+    assert exit.value.code == 2
+    assert "'\\udcff' cannot be written as utf-8" in capsys.readouterr().err
+    data = data.rename(tmp_path / "walks.txt.gz")
+    call(train, monkeypatch, "--dataset", data, "--run-dir", tmp_path / "run\udcff", "--epochs", 1,
+         *SMALL)  # fmt: skip
+    assert "run\\udcff" in (tmp_path / "run\udcff" / "train.log").read_text()
+
+
 def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, capsys) -> None:
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 4, *SMALL)
@@ -266,29 +293,15 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
 def test_unreadable_candidates_are_one_clear_error(log_file, tmp_path) -> None:
     split = checkpoint.load_data(train.Config(dataset=str(log_file)))
     path = tmp_path / "candidates.npz"
-    for spoil in (lambda: path.write_bytes(b"PK"), lambda: np.savez(path, random=np.ones((3, 100)))):
+    for spoil in (
+        lambda: path.write_bytes(b"PK"),
+        lambda: np.savez(path, random=np.ones((3, 100))),
+        lambda: np.savez(path, random=np.full((90, 100), 21)),
+        lambda: np.savez(path, random=np.array(1)),
+    ):
         spoil()
         with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
             checkpoint.sampled_candidates(tmp_path, split, seed=0)
-
-
-def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
-    before = os.umask(0o027)
-    try:
-        checkpoint.write_text(tmp_path / "run" / "config.toml", "")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "run" / "config.toml").stat().st_mode & 0o777 == 0o640
-
-
-def test_a_file_that_cannot_be_completed_leaves_nothing(tmp_path) -> None:
-    def interrupted(file) -> None:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomically(tmp_path / "metrics.json", interrupted)
-    assert not list(tmp_path.iterdir())
 
 
 def test_settings_that_the_method_does_not_use_are_named(
@@ -303,16 +316,22 @@ def test_settings_that_the_method_does_not_use_are_named(
     assert "does not use" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("named", [False, True])
-def test_a_run_is_evaluated_from_any_folder(
-    log_file, tmp_path, monkeypatch, capsys, named
+@pytest.mark.parametrize("found_by", ["path", "option", "environment"])
+def test_a_run_is_evaluated_from_any_folder_and_shell(
+    log_file, tmp_path, monkeypatch, capsys, found_by
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = ["--dataset", log_file.name]
-    if named:
+    if found_by != "path":
         log_file.rename(tmp_path / "ml-1m.txt.gz")
-        data = ["--dataset", "ml-1m", "--data-dir", "."]
-    call(train, monkeypatch, *data, "--run-dir", "run", "--epochs", 1, *SMALL)
+        data = ["--dataset", "ml-1m"]
+    if found_by == "option":
+        data += ["--data-dir", "."]
+    with monkeypatch.context() as shell:
+        if found_by == "environment":
+            shell.setenv("AREC_DATA_DIR", ".")
+        call(train, shell, *data, "--run-dir", "run", "--epochs", 1, *SMALL)
+    monkeypatch.setenv("AREC_DATA_DIR", str(tmp_path / "elsewhere"))
     (tmp_path / "run").rename(tmp_path / "moved")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")

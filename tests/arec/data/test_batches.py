@@ -187,7 +187,7 @@ def test_a_sample_is_of_training_windows_and_always_the_same(split: LeaveOneOut,
     for batch, again in zip(sample, loader.sample(40), strict=True):
         assert torch.equal(batch.inputs, again.inputs)
         assert torch.equal(batch.partner_inputs, again.partner_inputs)
-        for inputs, length, target in zip(batch.inputs, batch.lengths, batch.anchor_targets):
+        for inputs, length, target in zip(batch.inputs, batch.lengths, batch.last_targets):
             assert (*inputs[:length].tolist(), target.item()) in known
     assert sum(len(batch.inputs) for batch in loader.sample(10**6)) == len(loader.users)
 

@@ -76,6 +76,18 @@ def test_named_columns_and_quotes(tmp_path):
     assert frame["time"].arg_sort().to_list() == [1, 0]
 
 
+def test_other_columns_may_have_the_same_name(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("note,user,note,item\nn,u,,b\n,u,n,a\n")
+    assert read(path, Columns(time="")).rows() == [("u", "b"), ("u", "a")]
+
+
+def test_only_a_category_of_amazon_has_no_header(tmp_path):
+    path = tmp_path / "ratings_mine.csv"
+    path.write_text("user,item,rating,timestamp\nu,b,5,1\n")
+    assert read(path)["item"].to_list() == ["b"]
+
+
 def test_no_time_column(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user,item\nu,b\nu,a\n")
@@ -119,6 +131,22 @@ def test_other_dates_are_not_guessed(tmp_path, date):
         read(path)
 
 
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        ("user,item,timestamp", 'u,"a,1', "log.csv, line 20002: expected 'user,item,timestamp'"),
+        ('user,"item,timestamp', "u,a,1", "expected the columns item, timestamp, user, found user"),
+    ],
+)
+def test_a_quote_that_is_never_closed(tmp_path, header, row, message):
+    path = tmp_path / "log.csv"
+    path.write_text(f"{header}\n{row}\n" + 20_000 * "user,item,1\n")
+    with pytest.raises(DataError, match=message) as caught:
+        read(path)
+    assert len(str(caught.value)) < 500
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["log.csv", "log.parquet"])
 @pytest.mark.parametrize(
     "columns", ["user user time", "user item item", "user item user", " item time"]
@@ -147,6 +175,8 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,inf\n", "line 3: expected a number"),
         ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
         ("log.csv", "user,item,time\n1,2,3\n", "expected the columns item, timestamp, user, found"),
+        ("log.csv", "user,item,item,timestamp\n1,2,3,4\n", "expected one column item, found 2"),
+        ("log.csv", "userId,movieId,movieId,timestamp\n1,2,3,4\n", "one column movieId, found 2"),
         ("log.csv", "user,item,timestamp\n", "no interactions"),
         ("log.csv", "", "expected the columns .* found none"),
         (

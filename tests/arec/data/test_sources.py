@@ -163,6 +163,15 @@ def test_own_file(tmp_path):
     assert [sequences.item_ids[i - 1] for i in sequences[0]] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    "dataset", ["builtin", "ml-1m", "beauty", "log.txt.gz", "log.inter", "folder/ratings_Books.csv"]
+)
+@pytest.mark.parametrize("column", ["user_column", "item_column", "time_column"])
+def test_columns_are_for_own_files_that_have_some(dataset, column):
+    with pytest.raises(DataError, match=f"^{dataset}: expected no --user-column"):
+        load(dataset, **{column: ""})
+
+
 def test_unknown_name():
     with pytest.raises(DataError, match="ml-20m: no such file, and no data set of that name"):
         load("ml-20m")
