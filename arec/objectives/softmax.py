@@ -37,8 +37,9 @@ class _FullSoftmax(torch.autograd.Function):
         states, items = hidden.to(product_dtype), item_table[1:].to(product_dtype)
         labels = targets[:, None] - 1
         rows = max(1, _LOGITS_PER_CHUNK.get(device, 1 << 24) // len(items))
-        grad_hidden = torch.empty_like(hidden)
-        grad_table = torch.zeros_like(item_table)
+        # Of the gradient (softmax - one-hot target) the one-hot part is known without any logits.
+        grad_hidden = -item_table[targets]
+        grad_table = torch.zeros_like(item_table).index_add_(0, targets, hidden, alpha=-1)
         loss = item_table.new_zeros(())
         # One chunk's memory serves them all: fresh memory would have to be mapped for each.
         product_buffer = states.new_empty(min(rows, len(states)), len(items))
@@ -51,16 +52,12 @@ class _FullSoftmax(torch.autograd.Function):
             logits.copy_(torch.mm(chunk_states, items.T, out=products))
             target_logits = logits.gather(1, chunk_labels)
             top = logits.amax(dim=1, keepdim=True)
-            logits.sub_(top).exp_()
+            products.copy_(logits.sub_(top).exp_())
             total = logits.sum(dim=1, keepdim=True)
             loss += (total.log() + top - target_logits).sum()
-            probabilities = logits.div_(total)
-            grad_logits = probabilities.scatter_add_(
-                1, chunk_labels, probabilities.new_full((1, 1), -1.0).expand_as(total)
-            )
-            products.copy_(grad_logits)
-            chunk_grad.copy_(products @ items)
-            grad_table[1:] += products.T @ chunk_states
+            # Dividing narrow results by the totals saves a pass over the logits.
+            chunk_grad += (products @ items) / total
+            grad_table[1:] += products.T @ (chunk_states / total).to(product_dtype)
         ctx.save_for_backward(grad_hidden, grad_table)
         ctx.count = max(len(hidden), 1)
         return loss / ctx.count
