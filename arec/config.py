@@ -84,6 +84,11 @@ class Config(BaseModel):
         description="of linear layers; normal: deviation 0.02 (the published programs), with which "
         "pre-norm layers start slowly",
     )
+    scale_embeddings: bool = Field(
+        True,
+        description="item embeddings enter the layers times the root of hidden_size (SASRec's own "
+        "program): faster on sparse data, more repeated items",
+    )
     max_length: _Size = Field(50, description="items of a sequence that the model sees")
 
     # Training

@@ -90,10 +90,6 @@ class Encoder(nn.Module):
     act on, while next-item training sees it once in a window: the contrast could then bend it
     apart from all others.
 
-    A pre-norm stack scales item embeddings by √d, as SASRec does: its layers add outputs of unit
-    size, and next to them embeddings that start at 0.02 would be lost. A post-norm stack, as
-    BERT4Rec, normalises the sum of both embeddings instead.
-
     Args:
         num_items: items are 1..num_items; 0 is padding.
         max_length: items of a sequence, at most. A bidirectional encoder takes one token more: the
@@ -102,6 +98,10 @@ class Encoder(nn.Module):
         with_mask: item ``num_items + 1`` is ``mask_token``, which is embedded but never ranked.
         initialisation: of linear layers, "xavier" or "normal" with deviation 0.02; embeddings are
             always the latter.
+        scale_embeddings: item embeddings enter times √d, as in SASRec's own program. The layers
+            add outputs of unit size, next to which embeddings that start at 0.02 are lost for long;
+            on the other hand a state that keeps its last item is near that item's output embedding
+            and gives it a high score, which does not help where nobody takes an item twice.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class Encoder(nn.Module):
         causal: bool = True,
         with_mask: bool = False,
         initialisation: Literal["xavier", "normal"] = "xavier",
+        scale_embeddings: bool = True,
     ) -> None:
         super().__init__()
         self.initialisation = initialisation
@@ -135,7 +136,7 @@ class Encoder(nn.Module):
         # A pre-norm stack leaves its sum unnormalised; a post-norm one wants its input normalised.
         self.norm = nn.LayerNorm(hidden_size)
         self.norm_first = norm_first
-        self.item_scale = hidden_size**0.5 if norm_first else 1.0
+        self.item_scale = hidden_size**0.5 if scale_embeddings else 1.0
         self.dropout = nn.Dropout(dropout)
         self.apply(self._initialise)
 

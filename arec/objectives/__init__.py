@@ -35,6 +35,7 @@ def build_objective(config: Config, num_items: int) -> Objective:
         attention_dropout=config.attention_dropout,
         norm_first=config.norm_first,
         initialisation=config.initialisation,
+        scale_embeddings=config.scale_embeddings,
         causal=not config.masked_items,
         with_mask=config.masked_items or config.views == "cl4srec",
     )

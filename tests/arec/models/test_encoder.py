@@ -93,19 +93,17 @@ def test_initialisation_of_linear_layers_and_embeddings(initialisation: str) -> 
     assert not encoder.items.weight[0].any(), "padding"
 
 
+@pytest.mark.parametrize("scale_embeddings", [True, False])
 @pytest.mark.parametrize("norm_first", [True, False])
-def test_layers_see_scaled_items_before_norm_and_normalised_sums_after(norm_first: bool) -> None:
-    encoder = make(norm_first=norm_first)
+def test_what_enters_the_layers(norm_first: bool, scale_embeddings: bool) -> None:
+    encoder = make(norm_first=norm_first, scale_embeddings=scale_embeddings)
     seen = []
     encoder.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
     encoder(inputs(), LENGTHS)
 
     items, positions = encoder.items(inputs()), encoder.positions.weight[:7]
-    if norm_first:
-        expected = items * math.sqrt(items.shape[-1]) + positions
-    else:
-        expected = encoder.norm(items + positions)
-    torch.testing.assert_close(seen[0], expected)
+    expected = items * (math.sqrt(items.shape[-1]) if scale_embeddings else 1) + positions
+    torch.testing.assert_close(seen[0], expected if norm_first else encoder.norm(expected))
 
 
 @pytest.mark.parametrize("last_only", [True, False])
