@@ -52,7 +52,7 @@ def test_bfloat16(benchmark, dtype: torch.dtype) -> None:
     measure(benchmark, function)
 
 
-@pytest.mark.parametrize("bins", [None, 200])
+@pytest.mark.parametrize("bins", [None, 200, 2000])
 def test_histogram(benchmark, bins: int | None) -> None:
     benchmark.group = "with and without the histogram, forward+backward N=4096 D=64"
 
