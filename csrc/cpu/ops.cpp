@@ -84,21 +84,21 @@ auto with_type(const Tensor& z, F f) {
   return element_of(z) == Element::kFloat64 ? f(double()) : f(float());
 }
 
-// A vector with one value a row, as the caller's contiguous data.
+// A vector with one value a row, as the caller's data.
 template <class T>
 class RowValues {
  public:
-  RowValues(const char* name, const Tensor& x, int64_t n, ScalarType type = kScalarType<T>)
-      : tensor_(x.is_contiguous() ? x : torch::stable::contiguous(x)) {
+  RowValues(const char* name, const Tensor& x, int64_t n, ScalarType type = kScalarType<T>) {
     STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == n && x.scalar_type() == type, name,
                     ": expected one value a row, of the op's type");
-    data_ = static_cast<const T*>(tensor_.const_data_ptr());
+    data_ = static_cast<const T*>(x.const_data_ptr());
+    stride_ = x.stride(0);
   }
-  T operator[](int64_t i) const { return data_[i]; }
+  T operator[](int64_t i) const { return data_[i * stride_]; }
 
  private:
-  Tensor tensor_;
   const T* data_;
+  int64_t stride_;
 };
 
 // The packed unit rows of z, and what every op does with them.
