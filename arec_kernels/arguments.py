@@ -17,6 +17,7 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 DENOMINATORS = ("negatives", "all")
 WEIGHTINGS = ("label", "label-unnormalised", "printed")
 REDUCTIONS = ("mean", "sum", "none")
+MOST_BINS = 1 << 22  # finer ones would be lost in the rounding of a float32 similarity
 
 
 def compute_dtype(z: Tensor) -> torch.dtype:
@@ -96,8 +97,8 @@ def check_options(
 
 
 def check_bins(name: str, bins: int) -> None:
-    if isinstance(bins, bool) or not isinstance(bins, int) or bins < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {bins!r}")
+    if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= MOST_BINS:
+        raise ValueError(f"{name}: expected an integer from 1 to {MOST_BINS}, got {bins!r}")
 
 
 def check_quantile(q: float) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from arec_kernels import reference
 from arec_kernels.arguments import check_options, check_views, group_rows, threshold_rows
 from arec_kernels.reference import InfoNCEStats, reduce
-from arec_kernels.registration import InfoNCE, choose_backend
+from arec_kernels.registration import choose_backend, info_nce
 
 
 def adaptive_info_nce(
@@ -79,10 +79,10 @@ def adaptive_info_nce(
             partner_weight=partner_weight, denominator=denominator, weighting=weighting,
             threshold_grad=threshold_grad, histogram_bins=histogram_bins, reduction=reduction,
         )
-    threshold = threshold_rows(threshold, z)
-    loss, num_positives, histogram = InfoNCE.apply(
-        backend, z, threshold, group_rows(groups, z), temperature, positives, partner_weight,
-        denominator, weighting, threshold_grad or 0.0, histogram_bins or 0,
+    loss, num_positives, histogram = info_nce(
+        z, threshold_rows(threshold, z), group_rows(groups, z), backend,
+        (temperature, positives, partner_weight, denominator, weighting),
+        threshold_grad or 0.0, histogram_bins or 0,
     )
     loss = reduce(loss, reduction)
     return loss if histogram_bins is None else (loss, InfoNCEStats(num_positives, histogram))

@@ -173,30 +173,42 @@ def _why_not(backend: str, z: Tensor) -> str:
     return ""
 
 
+def info_nce(
+    z: Tensor,
+    threshold: Tensor,
+    groups: Tensor | None,
+    backend: str,
+    options: tuple,  # temperature, positives, partner_weight, denominator, weighting
+    threshold_grad: float,
+    histogram_bins: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of each row, (N,), m_i and the histogram; differentiable once, in z and threshold."""
+    if torch.is_grad_enabled() and (z.requires_grad or threshold.requires_grad):
+        return InfoNCE.apply(
+            z, threshold, groups, backend, options, threshold_grad, histogram_bins
+        )
+    loss, _, num_positives, _, histogram = OPS["forward"][backend](
+        z, threshold, groups, *options, histogram_bins
+    )
+    return loss, num_positives, histogram
+
+
 class InfoNCE(torch.autograd.Function):
-    """The loss of each row, (N,), with m_i and the histogram; differentiable once, in z and threshold.
+    """`info_nce` as a node of the graph.
 
     An autograd.Function around the two registered ops and not `torch.library.register_autograd`,
     whose Python layers cost more than the kernels themselves at small N.
     """
 
     @staticmethod
-    def forward(
-        ctx, backend, z, threshold, groups, temperature, positives, partner_weight, denominator,
-        weighting, threshold_grad, histogram_bins,
-    ):
+    def forward(ctx, z, threshold, groups, backend, options, threshold_grad, histogram_bins):
         loss, log_denominator, num_positives, positives_similarity, histogram = (
-            OPS["forward"][backend](
-                z, threshold, groups, temperature, positives, partner_weight, denominator,
-                weighting, histogram_bins,
-            )
+            OPS["forward"][backend](z, threshold, groups, *options, histogram_bins)
         )
         ctx.save_for_backward(
             z, threshold, groups, log_denominator, num_positives, positives_similarity
         )
-        ctx.backend = backend
-        ctx.options = (temperature, positives, partner_weight, denominator, weighting)
-        ctx.threshold_grad = threshold_grad
+        ctx.constants = backend, options, threshold_grad
         ctx.mark_non_differentiable(num_positives, histogram)
         ctx.set_materialize_grads(False)
         return loss, num_positives, histogram
@@ -204,17 +216,16 @@ class InfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         if grad_loss is None:
-            return (None,) * 11
-        threshold_grad = ctx.threshold_grad if ctx.needs_input_grad[2] else 0.0
+            return (None,) * 7
+        backend, options, threshold_grad = ctx.constants
+        if not ctx.needs_input_grad[1]:
+            threshold_grad = 0.0
         # Grad mode is on here only under create_graph=True.
         backward = InfoNCEBackward.apply if torch.is_grad_enabled() else _backward
         grad_z, grad_threshold = backward(
-            ctx.backend, grad_loss, *ctx.saved_tensors, *ctx.options, threshold_grad
+            backend, grad_loss, *ctx.saved_tensors, *options, threshold_grad
         )
-        return (
-            None, grad_z, grad_threshold if threshold_grad else None,
-            None, None, None, None, None, None, None, None,
-        )
+        return grad_z, grad_threshold if threshold_grad else None, None, None, None, None, None
 
 
 class InfoNCEBackward(torch.autograd.Function):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from peak_memory import Server
 from torch import Tensor
 
 SECONDS = 0.4  # of measuring for each benchmark, once a call is not longer than that
@@ -50,30 +48,6 @@ def measure(benchmark, function: Callable) -> None:
     benchmark.pedantic(function, rounds=min(max(rounds, 2), 2000), iterations=1)
 
 
-def peak_bytes(function: Callable) -> int | None:
-    """What one call adds to the process's resident memory at its peak; None where nobody tells.
-
-    The call has a thread of its own: the kernels keep a workspace for each, which should count.
-    """
-    caller = threading.Thread(target=function)
-    if hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)  # what malloc has kept would be used again, unseen
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    try:
-        reset.write_text("5")
-        before = _resident(status, "VmRSS")
-        caller.start()
-        caller.join()
-        return max(_resident(status, "VmHWM") - before, 0)
-    except OSError:
-        return None
-
-
-def _resident(status: Path, field: str) -> int:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
 def total_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -85,3 +59,10 @@ def peak_flops() -> float:
     if op is None:
         pytest.skip("no compiled extension")
     return max(op(False, 0.1) for _ in range(10))
+
+
+@pytest.fixture(scope="session")
+def memory() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()

@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import call, measure, peak_bytes, problem, total_memory
+from conftest import call, measure, problem, total_memory
 from rivals import RIVALS, why_absent
 
 from arec_kernels import adaptive_info_nce, row_similarity_quantile
@@ -25,7 +25,9 @@ why_absent = cache(why_absent)
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("d", WIDTHS)
 @pytest.mark.parametrize("n", SIZES)
-def test_loss(benchmark, peak_flops, n: int, d: int, backward: bool, rival: str) -> None:
+def test_loss(
+    benchmark, peak_flops, memory, n: int, d: int, backward: bool, rival: str
+) -> None:
     loss, needed_bytes, mode, _ = RIVALS[rival]
     if needed_bytes(n, d) > total_memory() / 2:
         pytest.skip("out of memory")
@@ -40,7 +42,7 @@ def test_loss(benchmark, peak_flops, n: int, d: int, backward: bool, rival: str)
     flop = (4 if backward else 1) * n * n * d
     benchmark.extra_info |= {
         "n": n, "d": d, "passes": passes, "rival": rival, "mode": mode,
-        "peak_bytes": peak_bytes(function), "peak_flops": peak_flops,
+        "peak_bytes": memory.peak_bytes(rival, n, d, backward), "peak_flops": peak_flops,
         "fraction": flop / benchmark.stats.stats.min / peak_flops,
     }
 
@@ -52,7 +54,7 @@ def test_bfloat16(benchmark, dtype: torch.dtype) -> None:
     measure(benchmark, function)
 
 
-@pytest.mark.parametrize("bins", [None, 200])
+@pytest.mark.parametrize("bins", [None, 200, 2000])
 def test_histogram(benchmark, bins: int | None) -> None:
     benchmark.group = "with and without the histogram, forward+backward N=4096 D=64"
 

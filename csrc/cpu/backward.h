@@ -111,13 +111,14 @@ void backward(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
     similarity_tile<V>(z, tile, s);
     if (p.grad_threshold) threshold_gradients<V, option>(p, tile, s);
     T partners[kTile];
-    for_each_partner(z, tile, [&](int64_t i, int64_t partner, int64_t at) {
+    for_each_partner(z, tile, tile.row, kTile, [&](int64_t i, int64_t partner, int64_t at) {
       partners[i - tile.row] = partner_gradient(p, i, s[at]) + partner_gradient(p, partner, s[at]);
     });
     with_mask(tile.masked, [&](auto masked) {
       pair_gradients<V, option | (masked.value ? kMasked : 0)>(p, tile, s);
     });
-    for_each_partner(z, tile, [&](int64_t i, int64_t, int64_t at) { s[at] = partners[i - tile.row]; });
+    for_each_partner(z, tile, tile.row, kTile,
+                     [&](int64_t i, int64_t, int64_t at) { s[at] = partners[i - tile.row]; });
     const T* const z_rows = z.gradient_operand + tile.row * z.width / V::kPack;
     const T* const z_columns = z.gradient_operand + tile.column * z.width / V::kPack;
     T* const to_rows = p.gradient + tile.row * z.width;

@@ -11,11 +11,11 @@ struct Sums {
   typename V::Reg exp = V::broadcast(0), positives = exp, count = exp;
 };
 
-// The sums of rows [row, row + 4) of a tile, whose similarities are `s`; those of its columns go on in
-// `columns` (kTile / kLanes).
-template <class V, int option>
+// The sums of rows [row, row + 4) of a tile, whose similarities are `s` (at `at` of the counter's band);
+// those of its columns go on in `columns` (kTile / kLanes).
+template <class V, int option, class Counter>
 void add_sums(const Forward<typename V::Scalar>& p, const Tile<typename V::Scalar>& tile, int64_t row,
-              const typename V::Scalar* s, Sums<V>* columns) {
+              const typename V::Scalar* s, Sums<V>* columns, Counter& counter, int64_t at) {
   constexpr bool positives = option & kPositives, negatives_only = option & kNegativesOnly,
                  own_shift = option & kOwnShift, masked = option & kMasked;
   const auto& pairs = p.pairs;
@@ -30,8 +30,9 @@ void add_sums(const Forward<typename V::Scalar>& p, const Tile<typename V::Scala
       const auto x = V::load(s + r * kTile + c);
       const Exponentials<V, own_shift> e(x, pairs.scale, own_shift ? pairs.shift[i] : 0,
                                          own_shift ? pairs.shift + j : nullptr);
-      [[maybe_unused]] typename V::Mask candidate;
+      typename V::Mask candidate{};
       if constexpr (masked) candidate = CandidateRow<V>(pairs.z, pairs.group, tile, i)(c);
+      counter.template add<masked>(at + r * kTile + c, x, candidate);
       const auto add = [&](Sums<V>& sums, typename V::Reg y, typename V::Reg k) {
         if constexpr (negatives_only) {
           auto below = V::not_greater(x, k);
@@ -63,19 +64,25 @@ void add_sums(const Forward<typename V::Scalar>& p, const Tile<typename V::Scala
   }
 }
 
-template <class V, int option>
-void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
+template <class V, int option, class Counter>
+void add_all_sums(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, Counter counter) {
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
-  alignas(64) T s[kTile * kTile];
+  alignas(64) T s[V::kRows * kTile];
   for_each_tile(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
-    similarity_tile<V>(z, tile, s);
     Sums<V> column_sums[kTile / V::kLanes];
-    with_mask(tile.masked, [&](auto masked) {
-      for (int64_t r = 0; r < kTile; r += 4)
-        add_sums<V, option | (masked.value ? kMasked : 0)>(p, tile, tile.row + r, s + r * kTile,
-                                                           column_sums);
-    });
+    for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {
+      similarity_band<V>(z, tile, row, s, counter);
+      counter.start_band();
+      with_mask(tile.masked, [&](auto masked) {
+        constexpr int all = option | (masked.value ? kMasked : 0);
+        for (int64_t r = 0; r < V::kRows; r += 4)
+          add_sums<V, all>(p, tile, row + r, s + r * kTile, column_sums, counter, r * kTile);
+      });
+      for_each_partner(z, tile, row, V::kRows, [&](int64_t i, int64_t partner, int64_t at) {
+        p.partner_similarity[i] = p.partner_similarity[partner] = s[at];
+      });
+    }
     for (int c = 0; c < kTile; c += V::kLanes) {
       const auto& sums = column_sums[c / V::kLanes];
       V::add_lanes(p.sum_exp + tile.column + c, sums.exp);
@@ -84,11 +91,13 @@ void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int6
         V::add_lanes(p.num_positives + tile.column + c, V::counted(sums.count));
       }
     }
-    for_each_partner(z, tile, [&](int64_t i, int64_t partner, int64_t at) {
-      p.partner_similarity[i] = p.partner_similarity[partner] = s[at];
-    });
-    if (counts) count_bins<V>(p, tile, s, counts);
   });
+}
+
+template <class V, int option>
+void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
+  if (counts) add_all_sums<V, option>(p, rows, columns, BinCounter<V>(p.bins, counts));
+  else add_all_sums<V, option>(p, rows, columns, NoCounter<V>());
 }
 
 // Largest similarity in the denominator of each row, the partner aside (-2: none): the shift of the

@@ -8,6 +8,8 @@ namespace arec::cpu {
 
 constexpr int64_t kTile = 64;  // all work is done on square tiles of the similarity matrix
 
+constexpr int64_t kNowhere = 16;  // counters beyond a histogram's bins: what is in none, one a lane
+
 // What a statistic needs to know at compile time, as bits of a template argument.
 enum Option : int {
   kPositives = 1,      // pairs above the threshold are positives (Eq. 9), not only masked
@@ -89,7 +91,7 @@ struct Kernels {
   int group;  // rows that row_similarities computes at a time
   void (*normalise)(const Embeddings<T>&, Rows);
   void (*maximum)(const Forward<T>&, Rows, Rows);
-  // counts: (bins, 4) of the calling worker, or null
+  // counts: (bins + kNowhere) of the calling worker, or null
   void (*forward)(const Forward<T>&, Rows, Rows, int64_t* counts);
   void (*backward)(const Backward<T>&, Rows, Rows);
   void (*normalise_backward)(const Backward<T>&, Rows);

@@ -84,21 +84,21 @@ auto with_type(const Tensor& z, F f) {
   return element_of(z) == Element::kFloat64 ? f(double()) : f(float());
 }
 
-// A vector with one value a row, as the caller's contiguous data.
+// A vector with one value a row, as the caller's data.
 template <class T>
 class RowValues {
  public:
-  RowValues(const char* name, const Tensor& x, int64_t n, ScalarType type = kScalarType<T>)
-      : tensor_(x.is_contiguous() ? x : torch::stable::contiguous(x)) {
+  RowValues(const char* name, const Tensor& x, int64_t n, ScalarType type = kScalarType<T>) {
     STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == n && x.scalar_type() == type, name,
                     ": expected one value a row, of the op's type");
-    data_ = static_cast<const T*>(tensor_.const_data_ptr());
+    data_ = static_cast<const T*>(x.const_data_ptr());
+    stride_ = x.stride(0);
   }
-  T operator[](int64_t i) const { return data_[i]; }
+  T operator[](int64_t i) const { return data_[i * stride_]; }
 
  private:
-  Tensor tensor_;
   const T* data_;
+  int64_t stride_;
 };
 
 // The packed unit rows of z, and what every op does with them.
@@ -208,24 +208,32 @@ Pairs<T> make_pairs(const Input<T>& input, const T* threshold, const T* shift, d
 }
 
 // A histogram a worker, summed over ordered pairs at the end: integers, so their order is no matter.
+// Few bins are cut into finer ones, because an increment waits for the one before of the same counter.
 class Histogram {
  public:
-  explicit Histogram(int64_t bins)
-      : bins_(bins), counts_(bins ? torch::stable::get_num_threads() * stride() : 0) {}
+  explicit Histogram(int64_t bins) : bins_(bins) {
+    STD_TORCH_CHECK(bins >= 0 && bins <= kMost, "bins: expected at most ", kMost, ", got ", bins);
+    if (bins == 0) return;
+    while (bins << shift_ < kFine) ++shift_;
+    counts_.resize(torch::stable::get_num_threads() * stride());
+  }
+  int64_t fine_bins() const { return bins_ << shift_; }
   int64_t* of(int64_t worker) { return bins_ ? counts_.data() + worker * stride() : nullptr; }
   Tensor total(const Tensor& like) const {
     Tensor out = torch::stable::new_empty(like, {bins_}, ScalarType::Long);
     int64_t* const totals = static_cast<int64_t*>(out.mutable_data_ptr());
     std::fill(totals, totals + bins_, 0);
     for (size_t at = 0; at < counts_.size(); at += stride())
-      for (int64_t k = 0; k < kCopies * bins_; ++k) totals[k / kCopies] += 2 * counts_[at + k];
+      for (int64_t k = 0; k < fine_bins(); ++k) totals[k >> shift_] += 2 * counts_[at + k];
     return out;
   }
 
  private:
-  static constexpr int64_t kCopies = 4;
-  int64_t stride() const { return (bins_ + 1) * kCopies; }
+  static constexpr int64_t kFine = 2048;
+  static constexpr int64_t kMost = int64_t(1) << 22;  // as arec_kernels/arguments.py has it
+  int64_t stride() const { return fine_bins() + kNowhere; }
   int64_t bins_;
+  int shift_ = 0;
   std::vector<int64_t> counts_;
 };
 
@@ -238,7 +246,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   const RowValues<T> thresholds("threshold", threshold, n);
   T *k, *shift = nullptr;
   Forward<T> p{};
-  p.bins = bins;
   for (double** sum : {&p.sum_exp, &p.sum_positives, &p.num_positives})
     input.memory.want(*sum, padded_n);
   input.memory.want(p.partner_similarity, padded_n);
@@ -260,6 +267,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   int64_t* const counts = static_cast<int64_t*>(out_count.mutable_data_ptr());
   T* const similarities = static_cast<T*>(out_similarity.mutable_data_ptr());
   Histogram histogram(bins);
+  p.bins = histogram.fine_bins();
 
   const auto prepare = [&](Rows rows) {
     input.normalise(rows);
@@ -500,8 +508,8 @@ Tensor histogram(const Tensor& z, const std::optional<Tensor>& groups, int64_t b
     input.allocate(groups);
     Forward<T> p{};
     p.pairs = make_pairs<T>(input, nullptr, nullptr, 1, 0);
-    p.bins = bins;
     Histogram counts(bins);
+    p.bins = counts.fine_bins();
     for_each_block_pair(
         input.rows.n, [&](Rows rows) { input.normalise(rows); },
         [&](Rows rows, Rows columns, int64_t worker) {

@@ -8,14 +8,21 @@ namespace {
 template <class V>
 constexpr int kPanel = V::kPanelVectors * V::kLanes;  // columns of a register tile
 
+// For products that nothing else is done beside.
+struct Nothing {
+  Nothing next(int64_t) const { return {}; }
+  void operator()(int64_t) const {}
+};
+
 // C (rows of stride c_row, `vectors` vectors wide) = or += A B over `depth` lanes, for V::kRows rows.
 // A's element (r, k) is a[r * a_row + k * a_depth], so A may be a transposed tile; row k of B starts
 // at b + k * b_depth. Every element of C is one chain of multiply-adds in the order of k, whatever
 // the tile around it: so s_ij == s_ji to the bit, in the forward as in the backward pass.
-template <class V, int vectors, bool accumulate>
+// beside(k) is work for the units that multiply-adds leave idle, a little in each step.
+template <class V, int vectors, bool accumulate, class Beside>
 __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_row, int64_t a_depth,
                                        const typename V::Scalar* b, int64_t b_depth, int64_t depth,
-                                       typename V::Scalar* c, int64_t c_row) {
+                                       typename V::Scalar* c, int64_t c_row, Beside beside) {
   typename V::Reg sum[V::kRows][vectors];
 #pragma GCC unroll 8
   for (int r = 0; r < V::kRows; ++r)
@@ -31,6 +38,7 @@ __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_ro
 #pragma GCC unroll 8
       for (int v = 0; v < vectors; ++v) sum[r][v] = V::multiply_add(left, right[v], sum[r][v]);
     }
+    beside(k);
     a += a_depth;
     b += b_depth;
   }
@@ -44,12 +52,12 @@ __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_ro
 }
 
 // S (V::kRows, panel) = rows [row, row + V::kRows) of z times the panel's columns, transposed.
-template <class V, class T>
+template <class V, class T, class Beside = Nothing>
 inline void similarities(const arec::cpu::Embeddings<T>& z, int64_t row, int64_t column, T* s,
-                         int64_t s_row) {
+                         int64_t s_row, Beside beside = {}) {
   const int64_t depth = (z.dim + V::kPack - 1) / V::kPack, stride = z.width / V::kPack;
   product<V, V::kPanelVectors, false>(z.rows + row * stride, stride, 1, z.panels + column * depth,
-                                      kPanel<V>, depth, s, s_row);
+                                      kPanel<V>, depth, s, s_row, beside);
 }
 
 // C (kTile, dim) += A B, A (kTile, kTile) being a tile of G or its transpose, B kTile rows of z.
@@ -61,11 +69,12 @@ void add_product(const T* a, int64_t a_row, int64_t a_depth, const T* b,
   int64_t column = 0;
   const auto add = [&](auto kernel) {
     for (int64_t r = 0; r < arec::cpu::kTile; r += V::kRows)
-      kernel(a + r * a_row, a_row, a_depth, b + column, width, depth, c + r * width + column, width);
+      kernel(a + r * a_row, a_row, a_depth, b + column, width, depth, c + r * width + column, width,
+             Nothing{});
   };
   for (; column + kPanel<V> <= columns; column += kPanel<V>)
-    add(product<V, V::kPanelVectors, true>);
-  for (; column < columns; column += V::kLanes) add(product<V, 1, true>);
+    add(product<V, V::kPanelVectors, true, Nothing>);
+  for (; column < columns; column += V::kLanes) add(product<V, 1, true, Nothing>);
 }
 
 }  // namespace

@@ -66,10 +66,8 @@ struct Generic {
   }
   // p * 2^n, where the low bits of `n` (a float holding 1.5 * 2^23 + n) are the integer n.
   static Reg scale_by_power(Reg p, Reg n) { return (Reg)((Mask)p + ((Mask)n << 23)); }
-  // x as an integer, rounded towards zero, times a power of two, and the lane modulo it.
-  template <int copies>
-  static void store_interleaved(uint32_t* p, Reg x) {
-    for (int lane = 0; lane < lanes; ++lane) p[lane] = copies * int32_t(x[lane]) + lane % copies;
+  static void store_integers(uint32_t* p, Reg x) {  // rounded towards zero
+    for (int lane = 0; lane < lanes; ++lane) p[lane] = uint32_t(x[lane]);
   }
 };
 
@@ -156,13 +154,7 @@ struct Avx512 {
     return _mm512_castsi512_ps(_mm512_add_epi32(
         _mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
   }
-  template <int copies>
-  static void store_interleaved(uint32_t* p, Reg x) {
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    _mm512_storeu_si512(p, _mm512_or_si512(
-        _mm512_slli_epi32(_mm512_cvttps_epi32(x), __builtin_ctz(copies)),
-        _mm512_and_si512(lane, _mm512_set1_epi32(copies - 1))));
-  }
+  static void store_integers(uint32_t* p, Reg x) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(x)); }
 };
 #endif
 

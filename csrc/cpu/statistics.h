@@ -4,42 +4,91 @@
 
 namespace {
 
-constexpr int kHistogramCopies = 4;  // neighbours in a vector count apart, not waiting for each other
-
-// Adds the tile's unordered candidate pairs to counts (bins + 1, kHistogramCopies); what is no
-// candidate, and NaN, goes to the last row.
+// Counts unordered pairs in `counts` (bins + kNowhere), a band (V::kRows, kTile) at a time: add() says
+// what is in it, and its counters go up beside the products of the next band.
 template <class V>
-__attribute__((noinline)) void count_bins(const Forward<typename V::Scalar>& p,
-                                          const Tile<typename V::Scalar>& tile,
-                                          const typename V::Scalar* s, int64_t* counts) {
+class BinCounter {
+ public:
   using T = typename V::Scalar;
-  const auto last = V::broadcast(T(p.bins - 1)), nowhere = V::broadcast(T(p.bins)),
-             half_bins = V::broadcast(T(p.bins) / 2), one = V::broadcast(T(1)),
-             zero = V::broadcast(T(0));
-  const bool masked = tile.masked;
-  for (int64_t r = 0; r < kTile; ++r) {
-    const CandidateRow<V> candidates(p.pairs.z, p.pairs.group, tile, tile.row + r);
-    uint32_t at[kTile];  // of each pair's count
-    for (int c = 0; c < kTile; c += V::kLanes) {
-      const auto x = V::load(s + r * kTile + c);
-      auto bin = (x + one) * half_bins;
-      bin = V::min(V::max(bin, zero), last);
-      auto counted = V::equal(x, x);
-      if (masked) counted = counted & candidates(c);
-      V::template store_interleaved<kHistogramCopies>(at + c, V::select(counted, bin, nowhere));
-    }
-#pragma GCC unroll 8
-    for (int c = 0; c < kTile; ++c) ++counts[at[c]];
+  BinCounter(int64_t bins, int64_t* counts)
+      : counts_(counts), last_(T(bins - 1)), half_bins_(T(bins) / 2), nowhere_(V::iota(T(bins))) {}
+  ~BinCounter() { count_rest(); }
+
+  // Increments for `steps` steps of a product.
+  auto next(int64_t steps) {
+    const int64_t left = (end_ - begin_) / kStep;
+    const int64_t used = steps < left ? steps : left;
+    const uint32_t* const at = at_ + begin_;
+    begin_ += used * kStep;
+    return [counts = counts_, at, used](int64_t step) {
+      if (step < used)
+#pragma GCC unroll 4
+        for (int k = 0; k < kStep; ++k) ++counts[at[step * kStep + k]];
+    };
   }
-}
+
+  // A new band follows, every vector of which has to be added.
+  void start_band() {
+    count_rest();
+    begin_ = 0;
+    end_ = V::kRows * kTile;
+  }
+
+  // Lanes that are NaN, or no `candidate` where the tile is masked, are nowhere.
+  template <bool masked>
+  void add(int64_t at, typename V::Reg x, [[maybe_unused]] typename V::Mask candidate) {
+    const auto half_bins = V::broadcast(half_bins_);
+    const auto bin = V::min(V::max(x * half_bins + half_bins, V::broadcast(0)), V::broadcast(last_));
+    auto counted = V::equal(x, x);
+    if constexpr (masked) counted = counted & candidate;
+    V::store_integers(at_ + at, V::select(counted, bin, nowhere_));
+  }
+
+ private:
+  static constexpr int kStep = 4;  // increments, one for each two cycles of an 8 x 32 product
+  void count_rest() {
+    const int64_t steps = (end_ - begin_) / kStep;
+    const auto count = next(steps);
+    for (int64_t step = 0; step < steps; ++step) count(step);
+  }
+
+  int64_t* const counts_;
+  const T last_, half_bins_;
+  const typename V::Reg nowhere_;
+  int64_t begin_ = 0, end_ = 0;  // of what is left to count
+  alignas(64) uint32_t at_[V::kRows * kTile];
+};
+
+// Where no histogram is wanted.
+template <class V>
+struct NoCounter : Nothing {
+  void start_band() {}
+  template <bool masked>
+  void add(int64_t, typename V::Reg, typename V::Mask) {}
+};
 
 template <class V>
 void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
   using T = typename V::Scalar;
-  alignas(64) T s[kTile * kTile];
-  for_each_tile(p.pairs.z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
-    similarity_tile<V>(p.pairs.z, tile, s);
-    count_bins<V>(p, tile, s, counts);
+  const auto& z = p.pairs.z;
+  alignas(64) T s[V::kRows * kTile];
+  BinCounter<V> counter(p.bins, counts);
+  for_each_tile(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+    for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {
+      similarity_band<V>(z, tile, row, s, counter);
+      counter.start_band();
+      with_mask(tile.masked, [&](auto masked) {
+        for (int64_t r = 0; r < V::kRows; ++r) {
+          const CandidateRow<V> candidates(z, p.pairs.group, tile, row + r);
+          for (int64_t c = 0; c < kTile; c += V::kLanes) {
+            typename V::Mask candidate{};
+            if constexpr (masked.value) candidate = candidates(c);
+            const int64_t at = r * kTile + c;
+            counter.template add<masked.value>(at, V::load(s + at), candidate);
+          }
+        }
+      });
+    }
   });
 }
 

@@ -70,13 +70,14 @@ struct CandidateRow {
   }
 };
 
-// f(row, its similarity with its partner) for the partners i < p(i) that meet in the tile.
-// `s` is the tile (kTile, kTile).
+// f(i, p(i), where their similarity is in `rows` rows of a tile) for the partners i < p(i) that meet
+// there, in rows [row, row + rows).
 template <class T, class F>
-inline void for_each_partner(const Embeddings<T>& z, const Tile<T>& tile, F f) {
+inline void for_each_partner(const Embeddings<T>& z, const Tile<T>& tile, int64_t row, int64_t rows,
+                             F f) {
   if (!tile.partners) return;
-  for (int64_t r = 0; r < kTile; ++r) {
-    const int64_t i = tile.row + r, c = i + z.partner - tile.column;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t i = row + r, c = i + z.partner - tile.column;
     if (i < z.partner && c >= 0 && c < kTile) f(i, i + z.partner, r * kTile + c);
   }
 }
@@ -88,17 +89,25 @@ inline void prefetch(const T* p, int64_t size) {
     __builtin_prefetch(line);
 }
 
-// The tile's similarities into s (kTile, kTile); the panels beyond it, which are mostly next, are fetched.
+// Similarities of the tile's rows [row, row + V::kRows) into s (V::kRows, kTile), with work.next(steps)
+// beside each product; a share of the panels beyond the tile, which are mostly next, is fetched.
+template <class V, class Work>
+inline void similarity_band(const Embeddings<typename V::Scalar>& z,
+                            const Tile<typename V::Scalar>& tile, int64_t row,
+                            typename V::Scalar* s, Work& work) {
+  const int64_t depth = (z.dim + V::kPack - 1) / V::kPack, next = tile.column + kTile;
+  if (next < z.padded_n) prefetch(z.panels + (next + row - tile.row) * depth, V::kRows * depth);
+  for (int64_t c = 0; c < kTile; c += kPanel<V>)
+    similarities<V>(z, row, tile.column + c, s + c, kTile, work.next(depth));
+}
+
+// The tile's similarities into s (kTile, kTile).
 template <class V>
 inline void similarity_tile(const Embeddings<typename V::Scalar>& z,
                             const Tile<typename V::Scalar>& tile, typename V::Scalar* s) {
-  const int64_t depth = (z.dim + V::kPack - 1) / V::kPack, share = depth * V::kRows;
-  const auto* const next = z.panels + (tile.column + kTile) * depth;
-  for (int64_t r = 0; r < kTile; r += V::kRows) {
-    if (tile.column + kTile < z.padded_n) prefetch(next + r * depth, share);
-    for (int64_t c = 0; c < kTile; c += kPanel<V>)
-      similarities<V>(z, tile.row + r, tile.column + c, s + r * kTile + c, kTile);
-  }
+  Nothing work;
+  for (int64_t r = 0; r < kTile; r += V::kRows)
+    similarity_band<V>(z, tile, tile.row + r, s + r * kTile, work);
 }
 
 // exp(s / tau) in the scale of row i and of the columns j; one exponential where they share it.
