@@ -1,13 +1,14 @@
 """Measures the CPU kernels and keeps the figures: `python bench/report_cpu.py`.
 
-Writes bench/results/cpu.json (every figure), cpu.md (the table) and cpu.png (the plot). Run it on a
-machine that does nothing else.
+Writes bench/results/cpu-MAKER-MODEL.json (every figure), .md (the table) and .png (the plot), named
+for the processor. Run it on a machine that does nothing else.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -39,6 +40,12 @@ def run() -> list[dict]:
          **b["extra_info"]}
         for b in benchmarks
     ]
+
+
+def processor() -> str:
+    """The first two words of the model's name, fit for a file's: "intel-xeon"."""
+    words = re.findall("[a-z]+", re.sub(r"\((r|tm)\)", "", machine().lower()))
+    return "-".join(words[:2])
 
 
 def megabytes(row: dict) -> str:
@@ -120,18 +127,19 @@ def main() -> None:
         f"`row_similarity_quantile` is {quantile:.1f} times as fast as `torch.quantile` over the "
         "matrix."
     )
+    name = f"cpu-{processor()}"
     source = (
         f"{about['machine']}, torch {about['torch']}, commit {about['commit']}; all sizes and "
-        "both passes are in `bench/results/cpu.json`."
+        f"both passes are in `bench/results/{name}.json`."
     )
-    image = "![time over N](bench/results/cpu.png)"
+    image = f"![time over N](bench/results/{name}.png)"
     text = "\n\n".join([table(rows), explanation, image, source])
-    plot(rows, RESULTS / "cpu.png")
+    plot(rows, RESULTS / f"{name}.png")
     record = json.dumps({**about, "benchmarks": rows}, indent=1)
-    for name, content in (("cpu.json", record), ("cpu.md", text)):
-        partial = RESULTS / f"{name}.partial"
+    for kind, content in (("json", record), ("md", text)):
+        partial = RESULTS / f"{name}.{kind}.partial"
         partial.write_text(content + "\n")
-        os.replace(partial, RESULTS / name)
+        os.replace(partial, RESULTS / f"{name}.{kind}")
 
 
 if __name__ == "__main__":

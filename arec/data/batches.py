@@ -81,8 +81,8 @@ class TrainingBatches:
     number only, so a resumed run sees what an uninterrupted one would have seen.
 
     The windows of a batch are drawn at random, whatever their lengths: batches of similar lengths
-    would need less padding, but each step would then learn from one kind of user, and training is
-    much slower for it. Numbers of targets differ, so a loss that is a mean over a batch has to be
+    would need less padding, but each step would then learn from one kind of user, and training
+    starts more slowly. Numbers of targets differ, so a loss that is a mean over a batch has to be
     multiplied by ``Batch.weight``, or a target in a batch of short windows (or the incomplete last
     one) would count more than others.
     """
