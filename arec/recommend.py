@@ -51,7 +51,11 @@ def recommend(
 
 
 def main() -> None:
-    parser = Parser("arec.recommend", "Recommend items with the checkpoint of a run.")
+    parser = Parser(
+        "arec.recommend",
+        "Recommend with the checkpoint of a run what comes after all items of a user, of those that "
+        "the user has not; as CSV, in which the score is the logit.",
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="items a user")
     parser.add_argument(

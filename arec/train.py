@@ -83,7 +83,11 @@ def train(config: Config, folder: Path) -> str:
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
         if new and config.unused:
             log.warning("%s does not use %s", config.method, ", ".join(config.unused))
-        return _fit_and_rank(trainer)
+        try:
+            return _fit_and_rank(trainer)
+        except KeyboardInterrupt:
+            log.info("interrupted after %d epochs; --resume %s goes on", len(trainer.records), folder)
+            raise
 
 
 def _fit_and_rank(trainer: Trainer) -> str:
@@ -105,6 +109,11 @@ def _fit_and_rank(trainer: Trainer) -> str:
         folder,
     )
     records = trainer.fit()
+    if config.positives and max(r.get("positives_per_row", 1) for r in records) < 0.01:
+        log.warning(
+            "SimThres stayed above the similarities, so no pair became a positive; more steps "
+            "(epochs, a smaller batch_size) bring it down, and simthres = row needs none"
+        )
     _, _, objective = load_run(folder)
     candidates = sampled_candidates(folder, split, config.seed)
     metrics = {

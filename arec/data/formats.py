@@ -3,7 +3,7 @@
 | name | format |
 |---|---|
 | `*.txt` | sequences: `user item item …` in time order, separated by blanks |
-| `*.csv`, `*.parquet` | named columns; MovieLens' `userId,movieId,rating,timestamp` is known |
+| `*.csv`, `*.tsv`, `*.parquet` | named columns; MovieLens' `userId,movieId,rating,timestamp` is known |
 | `*.inter` | RecBole: tab-separated, header `user_id:token item_id:token … timestamp:float` |
 | `*.dat` | MovieLens 1M and 10M: `user::item::rating::timestamp` |
 | `*.data` | MovieLens 100K: `user item rating timestamp`, tab-separated |
@@ -36,7 +36,7 @@ from arec.errors import DataError
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a CSV or Parquet file.
+    """Names of the columns of a CSV, TSV or Parquet file.
 
     An empty `time` says that the rows of every user are in time order already.
     """
@@ -92,16 +92,17 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
     dialect = _dialect(name)
     if dialect is not None:
         frame = _read_delimited(where, data, dialect)
-    elif name.endswith(".csv"):
-        frame = _read_delimited(where, data, _Delimited(",", columns, quoted=True))
+    elif name.endswith((".csv", ".tsv")):
+        separator = "," if name.endswith(".csv") else "\t"
+        frame = _read_delimited(where, data, _Delimited(separator, columns, quoted=True))
     elif name.endswith(".parquet"):
         frame = _read_parquet(where, data, columns)
     elif name.endswith(".txt"):
         frame = _read_sequences(where, data)
     else:
         raise DataError(
-            f"{where}: unknown format; known are .txt (user item item …), .csv, .parquet, .inter, "
-            "ratings.dat and u.data, each also with .gz"
+            f"{where}: unknown format; known are .txt (user item item …), .csv, .tsv, .parquet, "
+            ".inter, ratings.dat and u.data, each also with .gz"
         )
     if frame.is_empty():
         raise DataError(f"{where}: no interactions in it")
@@ -111,7 +112,7 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
 def has_named_columns(path: Path) -> bool:
     """Whether it is a file of the formats that `Columns` is for."""
     name = path.name.removesuffix(".gz")
-    return name.endswith((".csv", ".parquet")) and _dialect(name) is None
+    return name.endswith((".csv", ".tsv", ".parquet")) and _dialect(name) is None
 
 
 def _dialect(name: str) -> _Delimited | None:
@@ -250,9 +251,9 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
     if not _named(columns) <= set(header):
         found = textwrap.shorten(", ".join(header), 200, placeholder=" …") or "none"
         raise DataError(
-            f"{where}: expected the columns {', '.join(sorted(_named(columns)))}, found "
-            f"{found}; rename them or, in CSV and Parquet, say which ones to "
-            "read with --user-column, --item-column and --time-column"
+            f"{where}: expected the columns {', '.join(sorted(_named(columns)))}; found {found}. "
+            "In CSV (commas), TSV and Parquet --user-column, --item-column and --time-column say "
+            "which ones to read; --time-column '' takes the rows of a user in file order"
         )
     for name in sorted(_named(columns)):
         if header.count(name) > 1:

@@ -70,7 +70,7 @@ def load(
             from an installed `recbole` package, and anything else is fetched from its publisher
             and cached. The wheel of recbole counts as a file of ml-100k too, for machines that only
             reach a package index: `pip download --no-deps recbole`.
-        user_column, item_column, time_column: of your own CSV or Parquet file, an error with any
+        user_column, item_column, time_column: of your own CSV, TSV or Parquet file, an error with any
             other; an empty time column says that the rows of every user are in time order already.
             Ties keep the order of the file.
         k_core: users and items with fewer interactions are dropped until there are none; 1 keeps
@@ -84,7 +84,7 @@ def load(
     if columns != Columns() and not has_named_columns(Path(dataset)):
         raise DataError(
             f"{dataset}: expected no --user-column, --item-column or --time-column, which are for "
-            "a CSV or Parquet file of your own"
+            "a CSV, TSV or Parquet file of your own"
         )
     if dataset == "builtin":
         return builtin.generate(seed, k_core)

@@ -88,7 +88,9 @@ def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> No
 
 
 @pytest.mark.parametrize("last", [0, 2])
-def test_resumed_run_equals_an_uninterrupted_one(log_file, tmp_path, monkeypatch, last) -> None:
+def test_resumed_run_equals_an_uninterrupted_one(
+    log_file, tmp_path, monkeypatch, capsys, last
+) -> None:
     options = ["--dataset", log_file, "--epochs", 4, *SMALL]
     call(train, monkeypatch, *options, "--run-dir", tmp_path / "whole")
 
@@ -104,7 +106,13 @@ def test_resumed_run_equals_an_uninterrupted_one(log_file, tmp_path, monkeypatch
         with pytest.raises(SystemExit) as exit:
             call(train, monkeypatch, *options, "--run-dir", tmp_path / "cut")
     assert exit.value.code == 130
+    assert f"after {last} epochs; --resume {tmp_path / 'cut'}" in capsys.readouterr().err
+    if last:
+        call(evaluate, monkeypatch, tmp_path / "cut")
+        assert "training has not finished" in capsys.readouterr().err
     call(train, monkeypatch, "--resume", tmp_path / "cut")
+    call(evaluate, monkeypatch, tmp_path / "cut")
+    assert "not finished" not in capsys.readouterr().err
 
     whole, cut = (torch.load(tmp_path / name / "last.pt")["objective"] for name in ("whole", "cut"))
     assert whole.keys() == cut.keys() and "reference" in whole
@@ -368,3 +376,12 @@ def test_a_checkpoint_of_other_settings_is_one_clear_error(
                 call(arguments[0], monkeypatch, *arguments[1:])
             assert exit.value.code == 2
             assert "does not fit the settings of config.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("simthres, warns", [("learnable", True), ("row", False)])
+def test_a_simthres_that_never_came_down_is_said(
+    log_file, tmp_path, monkeypatch, capsys, simthres, warns
+) -> None:
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 3,
+         "--views", "su", "--simthres", simthres, *SMALL)  # fmt: skip
+    assert ("SimThres stayed above" in capsys.readouterr().err) == warns

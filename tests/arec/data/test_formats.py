@@ -20,6 +20,7 @@ TEXTS = {
     "ratings_Beauty.csv": "u1,a,5.0,3\nu2,b,4.0,1\nu1,c,3.0,2\n",
     "ratings.csv": "userId,movieId,rating,timestamp\nu1,a,5,3\nu2,b,4,1\nu1,c,3,2\n",
     "log.csv": "timestamp,item,user\n3,a,u1\n1,b,u2\n2,c,u1\n",
+    "log.tsv": "timestamp\titem\tuser\n3\ta\tu1\n1\tb\tu2\n2\tc\tu1\n",
 }
 
 
@@ -135,7 +136,7 @@ def test_other_dates_are_not_guessed(tmp_path, date):
     ("header", "row", "message"),
     [
         ("user,item,timestamp", 'u,"a,1', "log.csv, line 20002: expected 'user,item,timestamp'"),
-        ('user,"item,timestamp', "u,a,1", "expected the columns item, timestamp, user, found user"),
+        ('user,"item,timestamp', "u,a,1", "expected the columns item, timestamp, user; found user"),
     ],
 )
 def test_a_quote_that_is_never_closed(tmp_path, header, row, message):
@@ -174,7 +175,7 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,nan\n", "line 3: expected a number"),
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,inf\n", "line 3: expected a number"),
         ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
-        ("log.csv", "user,item,time\n1,2,3\n", "expected the columns item, timestamp, user, found"),
+        ("log.csv", "user,item,time\n1,2,3\n", "expected the columns item, timestamp, user; found"),
         ("log.csv", "user,item,item,timestamp\n1,2,3,4\n", "expected one column item, found 2"),
         ("log.csv", "userId,movieId,movieId,timestamp\n1,2,3,4\n", "one column movieId, found 2"),
         ("log.csv", "user,item,timestamp\n", "no interactions"),
