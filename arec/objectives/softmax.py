@@ -39,7 +39,8 @@ class _FullSoftmax(torch.autograd.Function):
         rows = max(1, _LOGITS_PER_CHUNK.get(device, 1 << 24) // len(items))
         # Of the gradient (softmax - one-hot target) the one-hot part is known without any logits.
         grad_hidden = -item_table[targets]
-        grad_table = torch.zeros_like(item_table).index_add_(0, targets, hidden, alpha=-1)
+        grad_table = torch.zeros_like(item_table)
+        grad_table.index_add_(0, targets, hidden.to(item_table.dtype), alpha=-1)
         loss = item_table.new_zeros(())
         # One chunk's memory serves them all: fresh memory would have to be mapped for each.
         product_buffer = states.new_empty(min(rows, len(states)), len(items))

@@ -46,3 +46,21 @@ def test_under_autocast_only_the_products_are_rounded() -> None:
     for got, want in zip(torch.autograd.grad(mixed, (hidden, table)), expected):
         assert got.dtype is torch.float32
         torch.testing.assert_close(got, want, rtol=0, atol=0.02 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_narrow_states_get_narrow_gradients(autocast: bool) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randint(-2, 3, (6, 8)).bfloat16().requires_grad_()
+    table = torch.randint(-2, 3, (21, 8)).float().requires_grad_()
+    targets = torch.randint(1, 21, (6,))
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = softmax.full_softmax_loss(hidden, table, targets)
+    gradients = torch.autograd.grad(loss, (hidden, table))
+    assert [g.dtype for g in gradients] == [torch.bfloat16, torch.float32]
+    expected = F.cross_entropy(hidden.float() @ table[1:].T, targets - 1)
+    torch.testing.assert_close(loss, expected)
+    for got, want in zip(gradients, torch.autograd.grad(expected, (hidden, table))):
+        torch.testing.assert_close(
+            got.float(), want.float(), rtol=0, atol=0.02 * want.abs().max().item()
+        )
