@@ -66,8 +66,10 @@ class Config(BaseModel):
     )
     user_column: str = Field("user", description="column of the user in a CSV, TSV or Parquet file")
     item_column: str = Field("item", description="column of the item in a CSV, TSV or Parquet file")
-    time_column: str = Field("timestamp",
-        description="column of the time in a CSV, TSV or Parquet file; empty: rows are in time order")
+    time_column: str = Field(
+        "timestamp",
+        description="column of the time in a CSV, TSV or Parquet file; empty: rows are in time order",
+    )
     k_core: int = Field(
         5, ge=1, description="drop users and items with fewer interactions, repeatedly"
     )
@@ -105,7 +107,11 @@ class Config(BaseModel):
     mask_rate: float = Field(
         0.2, gt=0, lt=1, description="share of items that the masked-item task masks"
     )
-    epochs: int = Field(20, ge=1, description="passes over the rows, at most; the learning rate reaches 0 at their end")
+    epochs: int = Field(
+        20,
+        ge=1,
+        description="passes over the rows, at most; the learning rate reaches 0 at their end",
+    )
     batch_size: _Size = Field(128, description="sequences a step; the contrastive N is twice it")
     learning_rate: float = Field(2e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
