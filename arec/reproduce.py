@@ -22,7 +22,7 @@ from arec.checkpoint import (
 )
 from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import PLACES, Config
-from arec.tables import TABLES, Results, Table, to_csv, to_markdown
+from arec.tables import TABLES, Results, Table, over_seeds, to_csv, to_markdown
 from arec.train import train
 
 # Where a run stands, and its settings, by method, view pairs and seed.
@@ -88,8 +88,7 @@ def describe(table: Table, seeds: Sequence[int], given: Mapping[str, Any]) -> st
     """What was run, in a sentence."""
     changes = [f"{name} = {value}" for name, value in given.items() if name != "data_dir"]
     recipes = ", ".join(f"`{recipe(method)}`" for method in table.methods)
-    what = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    return f"Ours: {what}, recipes {recipes}{', but ' * bool(changes)}{', '.join(changes)}."
+    return f"Ours: {over_seeds(len(seeds))}, recipes {recipes}{', but ' * bool(changes)}{', '.join(changes)}."
 
 
 def main() -> None:

@@ -21,6 +21,11 @@ _NAMES = {"cl4srec": "CL4SRec", "duorec": "DuoRec", "adaptiverec": "AdaptiveRec"
 Results = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]
 
 
+def over_seeds(count: int) -> str:
+    """What the figures of a table are, by the number of seeds."""
+    return f"mean ± standard deviation over {count} seeds" if count > 1 else "one seed"
+
+
 @dataclass(frozen=True)
 class Column:
     """A metric of the runs that train on some view pairs."""
