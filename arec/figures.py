@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,19 +20,13 @@ from arec.config import PLACES, Config
 
 _EPOCHS = LinearSegmentedColormap.from_list("epochs", ["#1a9850", "#e0a800", "#d73027"])
 _MARKERS = "osD^vPX*<>"
-# More differences than these say less than the run's name.
-_MOST_DIFFERENCES = 3
-
-
-class LeftOut(Exception):
-    """The runs cannot give a figure; the message says what is missing."""
 
 
 @dataclass(frozen=True)
 class Run:
     """What a run folder tells."""
 
-    name: str
+    name: str  # in legends and messages, unique among the runs
     config: Config
     log: list[dict[str, Any]]  # a record an epoch
     metrics: dict[str, Any] | None  # of a finished run
@@ -42,27 +37,19 @@ class Run:
         return [record["epoch"] for record in records], [record[key] for record in records]
 
 
-def labels(runs: Sequence[Run]) -> list[str]:
-    """The settings in which runs differ, or their names where those say less."""
-    settings = [run.config.model_dump(exclude=PLACES) for run in runs]
-    differing = [key for key in settings[0] if len({own[key] for own in settings}) > 1]
-    if not 0 < len(differing) <= _MOST_DIFFERENCES:
-        return [run.name for run in runs]
-    found = [", ".join(_setting(key, own[key]) for key in differing) for own in settings]
-    return found if len(set(found)) == len(runs) else [run.name for run in runs]
+@dataclass(frozen=True)
+class Plot:
+    """A figure, and which runs it can show."""
+
+    title: str
+    takes: str  # what `select` looks for, after "it takes"
+    select: Callable[[Sequence[Run]], list[Run]]
+    draw: Callable[[Sequence[Run]], Figure]  # of selected runs, at least one
 
 
-def _setting(name: str, value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
-    return text if name == "method" else f"{name} {text}"
-
-
-def _holding(runs: Sequence[Run], key: str, what: str) -> list[Run]:
-    """Runs that have logged ``key``."""
-    found = [run for run in runs if run.curve(key)[0]]
-    if not found:
-        raise LeftOut(f"no run has logged {what}")
-    return found
+def _logging(key: str) -> Callable[[Sequence[Run]], list[Run]]:
+    """Selects the runs that have logged ``key``."""
+    return lambda runs: [run for run in runs if run.curve(key)[0]]
 
 
 def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
@@ -89,8 +76,8 @@ def _panels(runs: Sequence[Run], title: str, x: str, y: str) -> Iterator[tuple[F
     figure.get_layout_engine().set(wspace=0.06)
     figure.supylabel(y, fontsize="medium")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    for axes, run, label in zip(grid, runs, labels(runs)):
-        axes.set_title(textwrap.fill(label, 40), fontsize="medium")
+    for axes, run in zip(grid, runs):
+        axes.set_title(textwrap.fill(run.name, 40), fontsize="medium")
         axes.tick_params(labelbottom=True)
         axes.set_xlabel(x)
         axes.grid(alpha=0.3)
@@ -131,7 +118,6 @@ def _whole_epochs(axes: Axes) -> None:
 
 def similarity(runs: Sequence[Run]) -> Figure:
     """Fig. 2: the sorted similarities are the quantile function, read off the histogram."""
-    runs = _holding(runs, "similarity_histogram", "similarities (contrastive methods do)")
     title = "Similarities of negative pairs, sorted, by epoch (Fig. 2)"
     panels = list(_panels(runs, title, "share of pairs below", "cosine similarity"))
     figure = panels[0][0]
@@ -148,13 +134,12 @@ def similarity(runs: Sequence[Run]) -> Figure:
 
 def uniformity(runs: Sequence[Run]) -> Figure:
     """Fig. 3."""
-    runs = _holding(runs, "uniformity", "uniformity (contrastive methods do)")
     figure, axes = _single(
         "Uniformity over training (Fig. 3)", "epoch", "−uniformity (nats), higher is better"
     )
-    for run, label in zip(runs, labels(runs)):
+    for run in runs:
         epochs, values = run.curve("uniformity")
-        axes.plot(epochs, np.negative(values), marker=".", label=label)
+        axes.plot(epochs, np.negative(values), marker=".", label=run.name)
     _whole_epochs(axes)
     _legend(figure)
     return figure
@@ -162,7 +147,6 @@ def uniformity(runs: Sequence[Run]) -> Figure:
 
 def alignment_uniformity(runs: Sequence[Run]) -> Figure:
     """Fig. 5."""
-    runs = _holding(runs, "uniformity", "alignment and uniformity (contrastive methods do)")
     figure, axes = _single(
         "Alignment and uniformity, green to red over training (Fig. 5)",
         "uniformity (nats), lower is better",
@@ -170,20 +154,21 @@ def alignment_uniformity(runs: Sequence[Run]) -> Figure:
     )
     colours = _epoch_colours(figure, runs)
     handles = []
-    for i, (run, label) in enumerate(zip(runs, labels(runs))):
+    for i, run in enumerate(runs):
         epochs, x = run.curve("uniformity")
         _, y = run.curve("alignment")
         marker = _MARKERS[i % len(_MARKERS)]
         axes.plot(x, y, color="0.7", linewidth=0.8, zorder=1)
         axes.scatter(x, y, c=colours.to_rgba(epochs), marker=marker, s=32)
-        handles.append(Line2D([], [], color="0.3", marker=marker, linestyle="none", label=label))
+        handles.append(
+            Line2D([], [], color="0.3", marker=marker, linestyle="none", label=run.name)
+        )
     _legend(figure, handles)
     return figure
 
 
 def simthres(runs: Sequence[Run]) -> Figure:
     """Fig. 4."""
-    runs = _holding(runs, "k_mean", "SimThres (adaptiverec does)")
     panels = _panels(runs, "SimThres over training (Fig. 4)", "epoch", "cosine similarity")
     for figure, axes, run in panels:
         epochs, mean = map(np.array, run.curve("k_mean"))
@@ -198,73 +183,71 @@ def simthres(runs: Sequence[Run]) -> Figure:
     return figure
 
 
+def _unregularised(run: Run) -> bool:
+    config = run.config
+    free = config.regulariser == "paper" and config.lambda_reg == 0
+    return free and config.threshold_grad is not None and config.simthres == "learnable"
+
+
+def _collapse_runs(runs: Sequence[Run]) -> list[Run]:
+    groups = _sweeps(_logging("k_mean")(runs), "lambda_reg", "threshold_grad", "regulariser")
+    return [run for group in groups if any(map(_unregularised, group)) for run in group]
+
+
 def collapse(runs: Sequence[Run]) -> Figure:
     """Appendix A."""
-
-    def unregularised(run: Run) -> bool:
-        config = run.config
-        free = config.regulariser == "paper" and config.lambda_reg == 0
-        return free and config.threshold_grad is not None and config.simthres == "learnable"
-
-    learnable = [run for run in runs if run.curve("k_mean")[0]]
-    groups = _sweeps(learnable, "lambda_reg", "threshold_grad", "regulariser")
-    compared = [run for group in groups if any(map(unregularised, group)) for run in group]
-    if not compared:
-        raise LeftOut(
-            "it takes an adaptiverec run with lambda_reg 0 and a threshold_grad, and one that has "
-            "the regulariser and is else the same"
-        )
     figure, axes = _single(
         "SimThres with and without its regulariser (Appendix A)",
         "epoch",
         "SimThres k, mean over rows (cosine similarity)",
     )
-    for run, label in zip(compared, labels(compared)):
-        style = "--" if unregularised(run) else "-"
-        axes.plot(*run.curve("k_mean"), style, marker=".", label=label)
+    for run in runs:
+        style, what = ("--", " (without)") if _unregularised(run) else ("-", "")
+        axes.plot(*run.curve("k_mean"), style, marker=".", label=run.name + what)
     axes.set_ylim(-1.1, 1.1)
     _whole_epochs(axes)
     _legend(figure)
     return figure
 
 
+def _widths_runs(runs: Sequence[Run]) -> list[Run]:
+    counted = _logging("similarity_histogram")(runs)
+    return list(chain(*_sweeps(counted, "hidden_size", "heads", "feed_forward")))
+
+
 def widths(runs: Sequence[Run]) -> Figure:
     """Appendix B."""
-    counted = [run for run in runs if run.curve("similarity_histogram")[0]]
-    groups = _sweeps(counted, "hidden_size", "heads", "feed_forward")
-    compared = [run for group in groups for run in group]
-    if not compared:
-        raise LeftOut("it takes contrastive runs that differ in hidden_size and else are the same")
     figure, axes = _single(
         "Similarities in the last epoch by width of the features (Appendix B)",
         "cosine similarity",
         "density (share of pairs per unit of similarity)",
     )
-    for run, label in zip(compared, labels(compared)):
+    for run in runs:
         counts = np.array(run.curve("similarity_histogram")[1][-1])
         density = counts / counts.sum() * len(counts) / 2
         edges = np.linspace(-1, 1, len(counts) + 1)
+        label = f"{run.name} (hidden_size {run.config.hidden_size})"
         axes.stairs(density, edges, label=label, linewidth=1.5)
     axes.set_xlim(-1, 1)
     _legend(figure)
     return figure
 
 
+def _quantile_runs(runs: Sequence[Run]) -> list[Run]:
+    finished = [run for run in runs if run.metrics and run.config.method == "adaptiverec"]
+    return list(chain(*_sweeps(finished, "quantile")))
+
+
 def quantile_sweep(runs: Sequence[Run]) -> Figure:
     """The choice of k_stat (Sec. 3.2.1)."""
-    finished = [run for run in runs if run.metrics and run.config.method == "adaptiverec"]
-    groups = _sweeps(finished, "quantile")
-    if not groups:
-        raise LeftOut(
-            "it takes finished adaptiverec runs that differ in quantile and else are the same"
-        )
     figure, axes = _single(
         "Choice of the quantile of SimThres (Sec. 3.2.1)",
         "quantile: share of similarities below k̄",
         "NDCG@10, whole ranking; bars: deviation over seeds",
     )
-    names = labels([group[0] for group in groups]) if len(groups) > 1 else [""]
-    for i, (group, name) in enumerate(zip(groups, names)):
+    groups = _sweeps(runs, "quantile")
+    for i, group in enumerate(groups):
+        whose = f", as {group[0].name}" if len(groups) > 1 else ""
         protocol = "filtered" if group[0].config.filter_history else "unfiltered"
         quantiles = sorted({run.config.quantile for run in group})
         for stage, what, style in (("valid", "validation", "o--"), ("test", "test", "s-")):
@@ -283,7 +266,7 @@ def quantile_sweep(runs: Sequence[Run]) -> Figure:
                 fmt=style,
                 color=f"C{i}",
                 capsize=3,
-                label=f"{what}, {protocol}, {name}".rstrip(", "),
+                label=f"{what}, {protocol}{whose}",
             )
     _legend(figure)
     return figure
@@ -291,7 +274,6 @@ def quantile_sweep(runs: Sequence[Run]) -> Figure:
 
 def false_negatives(runs: Sequence[Run]) -> Figure:
     """Our own: what planted intents say about the pairs above SimThres."""
-    runs = _holding(runs, "false_negatives", "false negatives (adaptiverec does on built-in data)")
     parts = {
         "precision": ("precision of pairs above SimThres", "C0-"),
         "base_rate": ("precision of a random mask: base rate", "C0:"),
@@ -309,14 +291,55 @@ def false_negatives(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-# File name -> what it shows, and what draws it or raises LeftOut.
-FIGURES: dict[str, tuple[str, Callable[[Sequence[Run]], Figure]]] = {
-    "similarity.png": ("Fig. 2, sorted similarities", similarity),
-    "uniformity.png": ("Fig. 3, uniformity", uniformity),
-    "simthres.png": ("Fig. 4, SimThres", simthres),
-    "alignment-uniformity.png": ("Fig. 5, alignment and uniformity", alignment_uniformity),
-    "collapse.png": ("Appendix A, SimThres without regulariser", collapse),
-    "widths.png": ("Appendix B, similarities by hidden_size", widths),
-    "quantile.png": ("Sec. 3.2.1, choice of the quantile", quantile_sweep),
-    "false-negatives.png": ("precision and recall of false negatives", false_negatives),
+# By file name.
+FIGURES = {
+    "similarity.png": Plot(
+        "Fig. 2, sorted similarities",
+        "runs that log similarities (contrastive methods do)",
+        _logging("similarity_histogram"),
+        similarity,
+    ),
+    "uniformity.png": Plot(
+        "Fig. 3, uniformity",
+        "runs that log uniformity (contrastive methods do)",
+        _logging("uniformity"),
+        uniformity,
+    ),
+    "simthres.png": Plot(
+        "Fig. 4, SimThres",
+        "runs that log SimThres (adaptiverec does)",
+        _logging("k_mean"),
+        simthres,
+    ),
+    "alignment-uniformity.png": Plot(
+        "Fig. 5, alignment and uniformity",
+        "runs that log alignment and uniformity (contrastive methods do)",
+        _logging("uniformity"),
+        alignment_uniformity,
+    ),
+    "collapse.png": Plot(
+        "Appendix A, SimThres without regulariser",
+        "an adaptiverec run with lambda_reg 0 and a threshold_grad, and one that has the "
+        "regulariser and is else the same",
+        _collapse_runs,
+        collapse,
+    ),
+    "widths.png": Plot(
+        "Appendix B, similarities by hidden_size",
+        "contrastive runs that differ in hidden_size and else are the same",
+        _widths_runs,
+        widths,
+    ),
+    "quantile.png": Plot(
+        "Sec. 3.2.1, choice of the quantile",
+        "finished adaptiverec runs that differ in quantile and else are the same",
+        _quantile_runs,
+        quantile_sweep,
+    ),
+    "false-negatives.png": Plot(
+        "precision and recall of false negatives",
+        "runs that log false negatives (adaptiverec does on built-in data)",
+        _logging("false_negatives"),
+        false_negatives,
+    ),
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from arec.checkpoint import LOG, METRICS, RunError, read_config, write_atomically
 from arec.cli import Parser, run
-from arec.figures import FIGURES, LeftOut, Run
+from arec.figures import FIGURES, Run
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -43,8 +45,20 @@ def _json(path: Path, text: str) -> dict[str, Any]:
         raise RunError(f"{path}: not JSON: {error}") from None
 
 
+def names(folders: Sequence[Path]) -> list[str]:
+    """Of different folders: their last parts, as many as tell all of them apart."""
+    for parts in count(1):
+        found = [str(Path(*folder.parts[-parts:])) for folder in folders]
+        if len(set(found)) == len(found):
+            return found
+
+
 def main() -> None:
-    parser = Parser("arec.report", "Draw the figures that the logs of runs hold.")
+    parser = Parser(
+        "arec.report",
+        "Draw the figures that the logs of runs hold. A run is called by the name of its folder, "
+        "with those above it where two have the same.",
+    )
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run of arec.train"
     )
@@ -53,21 +67,20 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     folders = list(dict.fromkeys(folder.resolve() for folder in arguments.runs))
-    short = [folder.name for folder in folders]
-    names = short if len(set(short)) == len(short) else list(map(str, folders))
-    runs = [read_run(folder, name) for folder, name in zip(folders, names)]
+    runs = [read_run(folder, name) for folder, name in zip(folders, names(folders))]
 
     files, lines = {}, []
-    for file, (title, draw) in FIGURES.items():
-        try:
-            figure = draw(runs)
-        except LeftOut as reason:
-            lines.append(f"left out: {file} ({title}): {reason}")
+    for file, plot in FIGURES.items():
+        shown = plot.select(runs)
+        if not shown:
+            lines.append(f"left out: {file} ({plot.title}): it takes {plot.takes}")
             continue
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
+        plot.draw(shown).savefig(buffer, format="png", dpi=150)
         files[arguments.out / file] = buffer.getvalue()
-        lines.append(f"wrote {arguments.out / file} ({title})")
+        lines.append(f"wrote {arguments.out / file} ({plot.title})")
+        if left_out := ", ".join(run.name for run in runs if run not in shown):
+            lines.append(f"left out of {file}: {left_out}: it takes {plot.takes}")
     for path, content in files.items():
         write_atomically(path, lambda file, content=content: file.write(content))
     print("\n".join(lines))

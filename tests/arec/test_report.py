@@ -13,7 +13,7 @@ import pytest
 from arec import figures, report
 from arec.cli import run
 from arec.config import Config
-from arec.figures import FIGURES, LeftOut, Run
+from arec.figures import FIGURES, Run
 from arec.train import train
 
 EPOCHS = 3
@@ -86,15 +86,10 @@ THRESHOLD = CONTRASTIVE | {"simthres.png", "false-negatives.png"}
 )
 def test_figures_that_the_runs_can_give(names, expected) -> None:
     runs = [make(name, **ALL[name]) for name in names]
-    drawn = set()
-    for file, (_, draw) in FIGURES.items():
-        try:
-            assert draw(runs).axes
-        except LeftOut as reason:
-            assert str(reason)
-        else:
-            drawn.add(file)
-    assert drawn == expected
+    shown = {file: plot.select(runs) for file, plot in FIGURES.items()}
+    assert {file for file in FIGURES if shown[file]} == expected
+    for file in expected:
+        assert FIGURES[file].draw(shown[file]).axes
 
 
 def test_draws_what_training_logs(tmp_path, monkeypatch, capsys) -> None:
@@ -112,11 +107,21 @@ def test_draws_what_training_logs(tmp_path, monkeypatch, capsys) -> None:
     expected = CONTRASTIVE | {"simthres.png"}
     assert {path.name for path in out.glob("*")} == expected
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*"))
-    for file, line in zip(FIGURES, capsys.readouterr().out.splitlines(), strict=True):
+    lines = capsys.readouterr().out.splitlines()
+    partly = [line for line in lines if line.startswith("left out of ")]
+    assert partly[0] == (
+        "left out of similarity.png: sasrec: it takes runs that log similarities (contrastive "
+        "methods do)"
+    )
+    without = {line.split(": ")[0].split()[-1]: line.split(": ")[1] for line in partly}
+    assert without == dict.fromkeys(CONTRASTIVE, "sasrec") | {
+        "simthres.png": "sasrec, cl4srec, duorec"
+    }
+    for file, line in zip(FIGURES, [line for line in lines if line not in partly], strict=True):
         if file in expected:
             assert line.startswith(f"wrote {out / file} (")
         else:
-            assert line.startswith(f"left out: {file} (") and "): " in line, "says why"
+            assert line.startswith(f"left out: {file} (") and "): it takes " in line, "says why"
 
 
 def test_sorted_similarities_are_quantiles() -> None:
@@ -135,13 +140,12 @@ def test_sorted_similarities_are_quantiles() -> None:
 
 def test_uniformity_has_the_paper_s_sign() -> None:
     axes = figures.uniformity([make("a"), make("b", quantile=0.5)]).axes[0]
-    assert set(curves(axes)) == {"quantile 0.9", "quantile 0.5"}
-    assert curves(axes)["quantile 0.5"].tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert set(curves(axes)) == {"a", "b"}
+    assert curves(axes)["b"].tolist() == [[0, 1], [1, 2], [2, 3]]
 
 
 def test_simthres_stands_beside_the_statistical_one() -> None:
-    axes = figures.simthres([make("a"), make("b", method="duorec")]).axes
-    assert len(axes) == 1, "a panel only for those who have a threshold"
+    axes = figures.simthres([make("a")]).axes
     k, k_stat = curves(axes[0]).values()
     assert k[:, 1] == pytest.approx([0.9, 0.8, 0.7])
     assert k_stat[:, 1] == pytest.approx([0.7] * 3)
@@ -165,22 +169,51 @@ def test_quantiles_are_compared_over_seeds_and_nothing_else() -> None:
         make("d", 0.9, quantile=0.7, temperature=0.5),
         make("e", None, quantile=0.99),
     ]
-    axes = figures.quantile_sweep(runs).axes[0]
+    compared = FIGURES["quantile.png"].select(runs)
+    assert [run.name for run in compared] == ["a", "b", "c"]
+    axes = figures.quantile_sweep(compared).axes[0]
     for line in axes.get_lines()[::3]:
         assert line.get_xydata() == pytest.approx(np.array([[0.5, 0.2], [0.9, 0.4]]))
-    with pytest.raises(LeftOut, match="differ in quantile"):
-        figures.quantile_sweep(runs[2:])
+    assert FIGURES["quantile.png"].select(runs[2:]) == []
 
 
-def test_labels_say_what_differs() -> None:
-    runs = [make("a"), make("b", threshold_grad=0.05, lambda_reg=0.0)]
-    assert figures.labels(runs) == [
-        "threshold_grad none, lambda_reg 0.1", "threshold_grad 0.05, lambda_reg 0"
-    ]  # fmt: skip
-    assert figures.labels([make("a"), make("b", device="cpu")]) == ["a", "b"]
-    many = make("b", epochs=3, layers=1, dropout=0.1, seed=3)
-    assert figures.labels([make("a"), many]) == ["a", "b"]
-    assert figures.labels([make("a"), make("b"), make("c", seed=1)]) == ["a", "b", "c"]
+def test_two_sweeps_are_told_apart() -> None:
+    runs = [make(f"{t}-{q}", temperature=t, quantile=q) for t in (0.5, 1.0) for q in (0.5, 0.9)]
+    axes = figures.quantile_sweep(runs).axes[0]
+    assert axes.get_legend_handles_labels()[1] == [
+        f"{stage}, filtered, as {first}"
+        for first in ("0.5-0.5", "1.0-0.5")
+        for stage in ("validation", "test")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["/runs/a", "/runs/b"], ["a", "b"]),
+        (["/runs/a", "/short/a"], ["runs/a", "short/a"]),
+        (["/x/runs/a", "/y/runs/a", "/b"], ["x/runs/a", "y/runs/a", "/b"]),
+        (["/a", "/runs/a"], ["/a", "runs/a"]),
+    ],
+)
+def test_runs_are_called_by_their_folders(folders, names) -> None:
+    assert report.names(list(map(Path, folders))) == names
+
+
+def test_legends_have_the_names_of_runs_and_what_is_compared() -> None:
+    runs = [make(name, **settings) for name, settings in ALL.items()]
+    legends = {
+        file: [
+            text.get_text()
+            for text in FIGURES[file].draw(FIGURES[file].select(runs)).legends[0].get_texts()
+        ]
+        for file in ("uniformity.png", "collapse.png", "widths.png")
+    }
+    assert legends == {
+        "uniformity.png": ["a", "b", "c", "d"],
+        "collapse.png": ["b (without)", "a"],
+        "widths.png": ["a (hidden_size 64)", "d (hidden_size 128)"],
+    }
 
 
 @pytest.mark.parametrize(
