@@ -3,3 +3,20 @@
 The programs are `python -m arec.train`, `arec.evaluate`, `arec.recommend` and `arec.report`; data
 flows `arec.data` -> `arec.models` -> `arec.objectives` -> `arec.trainer` -> `arec.ranking`.
 """
+
+import sys
+from types import TracebackType
+
+
+def _without_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.__excepthook__(kind, error, trace)
+
+
+# Until PyTorch is imported, which takes seconds, `arec.cli.run` is not there to catch Ctrl-C.
+if sys.argv[:1] == ["-m"]:  # what Python has there while it looks for the program in the package
+    sys.excepthook = _without_traceback

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import sys
+import textwrap
 import typing
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -20,6 +21,16 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names stay whole, hyphens and all, and a default of None is none to speak of."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line and leaves with exit code 2."""
 
@@ -28,20 +39,25 @@ class Parser(argparse.ArgumentParser):
             prog=f"python -m {program}",
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Help,
         )
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of :class:`Config`, absent from the result unless given."""
+def add_settings(parser: argparse.ArgumentParser, *, listed: bool = True) -> None:
+    """An option for every field of :class:`Config`, absent from the result unless given.
+
+    Args:
+        listed: whether ``--help`` shows them.
+    """
     group = parser.add_argument_group("settings (in a TOML file their names have _ for -)")
     for name, field in Config.model_fields.items():
         option = f"--{name.replace('_', '-')}"
         default = _NONE if field.default is None else field.default
-        shown = {"help": f"{field.description} (default: {default})".replace("%", "%%")}
+        text = f"{field.description} (default: {default})".replace("%", "%%")
+        shown = {"help": text if listed else argparse.SUPPRESS}
         if field.annotation is bool:
             group.add_argument(
                 option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, **shown

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from arec.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
+RECIPE_NAMES = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
 # Settings that say where a run finds things, not what it is.
 PLACES = {"data_dir", "device"}
 
@@ -288,9 +289,8 @@ class Config(BaseModel):
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
-            names = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
             raise ConfigError(
-                f"{source}: {reason}; expected a TOML file or one of the recipes: {names}"
+                f"{source}: {reason}; expected a TOML file or one of the recipes: {RECIPE_NAMES}"
             ) from None
 
     def to_toml(self) -> str:

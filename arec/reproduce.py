@@ -92,7 +92,11 @@ def describe(table: Table, seeds: Sequence[int], given: Mapping[str, Any]) -> st
 
 
 def main() -> None:
-    parser = Parser("arec.reproduce", "Make a table of the paper again, beside its figures.")
+    parser = Parser(
+        "arec.reproduce",
+        "Make a table of the paper again, beside its figures. The settings of arec.train (see its "
+        "--help) are options here too, all but --method and --views.",
+    )
     parser.add_argument("table", choices=TABLES, help="which one")
     parser.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="runs of each cell, from --seed upwards"
@@ -101,7 +105,7 @@ def main() -> None:
         "--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
         help="where the run folders and the tables are",
     )  # fmt: skip
-    add_settings(parser)
+    add_settings(parser, listed=False)
     arguments = parser.parse_args()
     given = given_settings(arguments)
     if arguments.seeds < 1:

@@ -27,7 +27,7 @@ from arec.checkpoint import (
     write_text,
 )
 from arec.cli import Parser, add_settings, given_settings, run
-from arec.config import Config
+from arec.config import RECIPE_NAMES, Config
 from arec.results import final_metrics, format_results
 from arec.trainer import Trainer
 
@@ -37,7 +37,9 @@ log = logging.getLogger("arec")
 def parse_arguments() -> argparse.Namespace:
     parser = Parser("arec.train", "Train a sequential recommender and rank it on the test items.")
     parser.add_argument(
-        "--config", metavar="FILE", help="TOML file of settings, or the name of a recipe"
+        "--config",
+        metavar="FILE",
+        help=f"TOML file of settings, or the name of a recipe: {RECIPE_NAMES}",
     )
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="new folder of the run; default under runs/"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from arec import train
 from arec.cli import Parser, add_settings, given_settings, run
-from arec.config import Config
+from arec.config import RECIPES, Config
 
 OPTIONAL = [name for name, field in Config.model_fields.items() if field.default is None]
 
@@ -23,6 +26,27 @@ def test_none_is_a_word_on_the_command_line(name: str) -> None:
     assert given_settings(arguments) == {name: None, "dataset": "none"}
     assert "(default: none)" in parser.format_help()
     assert "None" not in parser.format_help()
+
+
+def test_help_names_the_recipes(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "--help"])
+    with pytest.raises(SystemExit):
+        train.main()
+    text = capsys.readouterr().out
+    assert "(default: None)" not in text
+    for recipe in RECIPES.glob("*.toml"):
+        assert re.search(rf"\s{recipe.stem}[,\s]", text), "whole, to be copied"
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "recommend", "report", "reproduce"])
+def test_ctrl_c_while_pytorch_is_imported_is_one_line(program: str, tmp_path) -> None:
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", f"arec.{program}"],
+        check=False, capture_output=True, text=True, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(train.__file__).parents[1])},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit"])  # as --help does

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -91,6 +92,14 @@ def test_goes_on_with_what_was_cut_off(log_file, tmp_path, monkeypatch, capsys) 
     call(monkeypatch, *options, "--runs-dir", tmp_path / "cut")
     assert capsys.readouterr().out == whole
     assert epochs == [0, 1, 1, 0, 0, 1, 0, 1], "no epoch is trained twice"
+
+
+def test_help_shows_its_own_options(monkeypatch, capsys) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "--help")
+    text = capsys.readouterr().out
+    assert re.findall(r"^  (?:-h, )?(--\S+)", text, re.M) == ["--help", "--seeds", "--runs-dir"]
+    assert "settings of arec.train (see its --help)" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
