@@ -59,7 +59,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="items a user")
     parser.add_argument(
-        "--users", nargs="+", metavar="ID", help="ids as in the data set; default: everybody"
+        "--users",
+        nargs="+",
+        metavar="ID",
+        help="ids as in the data set, of which unknown ones are named and passed over; default: "
+        "everybody",
     )
     arguments = parser.parse_args()
     if arguments.top < 1:
@@ -71,8 +75,12 @@ def main() -> None:
         number = {name: user for user, name in enumerate(sequences.user_ids)}
         unknown = [name for name in arguments.users if name not in number]
         if unknown:
-            raise RunError(f"--users: {config.dataset} has no user {unknown[0]!r}")
-        users = np.array([number[name] for name in arguments.users])
+            named = ", ".join(map(repr, unknown))
+            message = f"--users: {config.dataset} has, with k_core {config.k_core}, no user {named}"
+            if len(unknown) == len(arguments.users):
+                raise RunError(message)
+            print(f"{parser.prog}: {message}", file=sys.stderr)
+        users = np.array([number[name] for name in arguments.users if name in number])
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["user", "rank", "item", "score"])
     objective.to(pick_device(config.device))
