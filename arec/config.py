@@ -1,7 +1,8 @@
 """Every setting of a run: typed, documented, validated.
 
 The TOML file, the command line (``--learning-rate`` for ``learning_rate``) and :class:`Config`
-say the same names.
+say the same names. Relative paths start in the folder of the TOML file in which they stand, those
+of the command line in the current one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from arec.data import NAMES
 from arec.errors import UserError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -60,7 +62,7 @@ class Config(BaseModel):
 
     # Data
     dataset: str = Field(
-        "builtin", description="builtin, ml-1m, ml-100k, beauty, or the path of your own file"
+        "builtin", description=f"{', '.join(NAMES)}, or the path of your own file"
     )
     data_dir: Path | None = Field(
         None, description="folder that already holds the data set's file; else it is fetched"
@@ -275,7 +277,7 @@ class Config(BaseModel):
 
     @classmethod
     def read_settings(cls, source: str | Path) -> dict[str, Any]:
-        """Settings in a TOML file, or in the recipe of that name.
+        """Settings in a TOML file, or in the recipe of that name; relative paths start beside it.
 
         Raises:
             ConfigError: there is no such file or recipe, or it is not TOML.
@@ -284,7 +286,7 @@ class Config(BaseModel):
         if not path.is_file():
             path = Path(source)
         try:
-            return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+            settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
         except (OSError, UnicodeDecodeError) as error:
@@ -292,6 +294,12 @@ class Config(BaseModel):
             raise ConfigError(
                 f"{source}: {reason}; expected a TOML file or one of the recipes: {RECIPE_NAMES}"
             ) from None
+        dataset, data_dir = settings.get("dataset"), settings.get("data_dir")
+        if isinstance(dataset, str) and dataset not in NAMES:
+            settings["dataset"] = str(path.parent / dataset)
+        if isinstance(data_dir, str):
+            settings["data_dir"] = str(path.parent / data_dir)
+        return settings
 
     def to_toml(self) -> str:
         """The settings as TOML text; one that is None stays out, being the default."""

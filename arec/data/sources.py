@@ -49,6 +49,10 @@ _SOURCES = {
 }
 
 
+# What a data set is called; anything else is the path of a file.
+NAMES = ("builtin", *_SOURCES)
+
+
 def load(
     dataset: str,
     *,
@@ -92,8 +96,7 @@ def load(
     path = Path(dataset) if source is None else _locate(dataset, source, data_dir)
     if source is None and not path.exists():
         raise DataError(
-            f"{dataset}: no such file, and no data set of that name; there are builtin, "
-            f"{', '.join(_SOURCES)}"
+            f"{dataset}: no such file, and no data set of that name; there are {', '.join(NAMES)}"
         )
     log = read(path, columns)
     return prepare(dataset if source else path.name, log, k_core)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,22 @@ def test_a_file_may_begin_with_a_byte_order_mark(tmp_path) -> None:
     file = tmp_path / "notepad.toml"
     file.write_bytes(b"\xef\xbb\xbfepochs = 3\r\n")
     assert Config.from_settings({}, file).epochs == 3
+
+
+def test_relative_paths_start_beside_their_file(tmp_path, monkeypatch) -> None:
+    def read(text: str) -> tuple[str, Path | None]:
+        (tmp_path / "mine.toml").write_text(text)
+        config = Config.from_settings({}, Path("../mine.toml"))
+        return config.dataset, config.data_dir
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert read('dataset = "log.csv"') == ("../log.csv", None)
+    assert read('dataset = "/data/log.csv"') == ("/data/log.csv", None)
+    assert read('dataset = "beauty"\ndata_dir = "beauty"') == ("beauty", Path("../beauty"))
+    given = {"dataset": "log.csv", "data_dir": "data"}
+    config = Config.from_settings(given, tmp_path / "mine.toml")
+    assert (config.dataset, config.data_dir) == ("log.csv", Path("data")), "of the command line"
 
 
 def test_a_wrong_setting_is_looked_for_where_it_stands(tmp_path) -> None:

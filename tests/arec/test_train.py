@@ -331,13 +331,17 @@ def test_settings_that_the_method_does_not_use_are_named(
     assert "does not use" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("found_by", ["path", "option", "environment"])
+@pytest.mark.parametrize("found_by", ["path", "file", "option", "environment"])
 def test_a_run_is_evaluated_from_any_folder_and_shell(
     log_file, tmp_path, monkeypatch, capsys, found_by
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = ["--dataset", log_file.name]
-    if found_by != "path":
+    if found_by == "file":
+        (tmp_path / "settings").mkdir()
+        (tmp_path / "settings/mine.toml").write_text(f'dataset = "../{log_file.name}"')
+        data = ["--config", "settings/mine.toml"]
+    elif found_by != "path":
         log_file.rename(tmp_path / "ml-1m.txt.gz")
         data = ["--dataset", "ml-1m"]
     if found_by == "option":
@@ -351,6 +355,8 @@ def test_a_run_is_evaluated_from_any_folder_and_shell(
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     call(evaluate, monkeypatch, tmp_path / "moved")
+    assert "test (filtered)" in capsys.readouterr().out
+    call(train, monkeypatch, "--resume", tmp_path / "moved")
     assert "test (filtered)" in capsys.readouterr().out
 
 
