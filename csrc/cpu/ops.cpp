@@ -106,29 +106,37 @@ template <class T>
 struct Input {
   Tensor z;
   const Kernels<T>* kernels;
+  Layout layout;
   Workspace memory;
   Embeddings<T> rows{};
   T* group = nullptr;
 
-  Input(const Tensor& input, bool partners)
+  // `gradient`: with the operands of the backward pass.
+  Input(const Tensor& input, bool partners, bool gradient = false)
       : z(input.is_contiguous() ? input : torch::stable::contiguous(input)) {
     const Element element = element_of(z);
     if constexpr (std::is_same_v<T, double>) kernels = &kernels_double;
     else kernels = &instruction_set(element == Element::kBFloat16).kernels;
-    const int64_t n = z.size(0), dim = z.size(1), pack = kernels->pack;
+    const int64_t n = z.size(0), dim = z.size(1);
+    layout = kernels->layout(element);
     STD_TORCH_CHECK(!partners || n % 2 == 0, "z: expected an even number of rows, got ", n);
     rows.z = z.const_data_ptr();
     rows.element = element;
     rows.n = n;
     rows.dim = dim;
     rows.padded_n = (n + kTile - 1) / kTile * kTile;
-    rows.width = (dim + 15) / 16 * 16;
-    if (rows.width >= 128) rows.width |= 16;
+    rows.depth = (dim + layout.pack * layout.depth_step - 1) / (layout.pack * layout.depth_step) *
+                 layout.depth_step;
+    const int64_t step = std::max<int64_t>(16, layout.pack * layout.depth_step);
+    rows.width = (dim + step - 1) / step * step;
+    if (rows.width >= 128) rows.width |= step;
     rows.partner = partners ? n / 2 : 0;
-    memory.want(rows.rows, rows.padded_n * rows.width / pack);
-    memory.want(rows.panels, rows.padded_n * ((dim + pack - 1) / pack));
+    const int64_t size = layout.parts * rows.padded_n * rows.width;
+    memory.want(rows.rows, size / layout.pack);
+    memory.want(rows.panels, layout.parts * rows.padded_n * rows.depth);
+    if (gradient && layout.row_pairs) memory.want(rows.row_pairs, size / 2);
+    if (gradient && layout.transposed) memory.want(rows.transposed, size / 2);
     memory.want(rows.inverse_norm, rows.padded_n);
-    if (pack > 1) memory.want(rows.gradient_operand, rows.padded_n * rows.width / pack);
   }
 
   void want_groups(const std::optional<Tensor>& groups) {
@@ -137,7 +145,6 @@ struct Input {
 
   void allocate(const std::optional<Tensor>& groups) {
     memory.allocate();
-    if (kernels->pack == 1) rows.gradient_operand = rows.rows;
     if (groups) number_groups(*groups);
   }
 
@@ -322,7 +329,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
                                          const Tensor& log_denominator, const Tensor& num_positives,
                                          const Tensor& positives_similarity, const Loss& loss,
                                          double width) {
-  Input<T> input(z, true);
+  Input<T> input(z, true, true);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
   const RowValues<T> upstream("grad_loss", grad_loss, n), thresholds("threshold", threshold, n),
       logs("log_denominator", log_denominator, n),
@@ -336,6 +343,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   for (double** values : {&partner_weight, &partner_share, &log_d})
     input.memory.want(*values, padded_n);
   input.memory.want(p.gradient, padded_n * input.rows.width);
+  if (input.layout.transposed) input.memory.want(p.column_gradient, padded_n * input.rows.width);
   if (loss.own_shift) input.memory.want(shift, padded_n);
   if (width > 0) {
     input.memory.want(p.grad_threshold, padded_n);
@@ -364,6 +372,9 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
     input.normalise(rows);
     std::fill(p.gradient + rows.begin * input.rows.width, p.gradient + rows.end * input.rows.width,
               T(0));
+    if (p.column_gradient)
+      std::fill(p.column_gradient + rows.begin * input.rows.width,
+                p.column_gradient + rows.end * input.rows.width, T(0));
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const bool row = i < n;
       const int64_t m = row ? counts[i] : 0;
