@@ -109,7 +109,7 @@ struct Kernels {
   void (*backward)(const Backward<T>&, Rows, Rows);
   void (*normalise_backward)(const Backward<T>&, Rows);
   void (*histogram)(const Forward<T>&, Rows, Rows, int64_t* counts);
-  void (*uniformity)(const Pairs<T>&, Rows, Rows, double* sum);
+  void (*uniformity)(const Pairs<T>&, Rows, Rows, double* sums);
   // Similarities of rows [row, row + group) with all rows, into out (group, padded_n).
   void (*row_similarities)(const Embeddings<T>&, int64_t row, T* out);
 };

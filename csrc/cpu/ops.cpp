@@ -547,7 +547,7 @@ Tensor uniformity(const Tensor& x) {
     for_each_block_pair(
         n, [&](Rows rows) { input.normalise(rows); },
         [&](Rows rows, Rows columns, int64_t) {
-          input.kernels->uniformity(pairs, rows, columns, &sums[rows.begin / kTile]);
+          input.kernels->uniformity(pairs, rows, columns, sums.data());
         },
         [](Rows) {});
     double sum = 0;

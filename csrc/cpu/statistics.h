@@ -92,9 +92,9 @@ void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, in
   });
 }
 
-// Adds sum exp((s - 1) / tau) over i < j to `sum`; -2 |x_i - x_j|^2 = (s - 1) / tau at tau = 1/4.
+// Adds sum exp((s - 1) / tau) over i < j to `sums` (padded_n / kTile), a tile of rows each; -2 |x_i - x_j|^2 = (s - 1) / tau at tau = 1/4.
 template <class V>
-void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sum) {
+void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sums) {
   using T = typename V::Scalar;
   alignas(64) T s[kTile * kTile];
   for_each_tile<V>(p.z, p.group, rows, columns, [&](const Tile<T>& tile) {
@@ -106,7 +106,7 @@ void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, dou
         const auto e = Exponentials<V, false>(V::load(s + r * kTile + c), p.scale, T(0), nullptr).row;
         total = tile.masked ? V::add_where(candidates(c), total, e) : total + e;
       }
-      *sum += V::sum(total);
+      sums[tile.row / kTile] += V::sum(total);
     }
   });
 }
