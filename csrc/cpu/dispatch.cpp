@@ -66,11 +66,6 @@ const Candidate kCandidates[] = {  // the fastest first
     {"portable", &kernels_portable, [] { return true; }},
 };
 
-bool takes_float(const Kernels<float>& kernels) {
-  const Layout layout = kernels.layout(Element::kFloat32);
-  return layout.pack == 1 || layout.parts > 1;
-}
-
 }  // namespace
 
 const IsaKernels& instruction_set(bool pairs) {
@@ -81,7 +76,7 @@ const IsaKernels& instruction_set(bool pairs) {
     STD_TORCH_CHECK(!named || candidate.supported(), "AREC_CPU_ISA: this machine has no ", forced);
     below = below || !forced || !*forced || named;
     if (below && candidate.supported() && (named || candidate.fast()) &&
-        (pairs || takes_float(candidate.kernels->kernels)))
+        (pairs || candidate.kernels->kernels.pack == 1))
       return *candidate.kernels;
   }
   STD_TORCH_CHECK(false, "AREC_CPU_ISA: expected amx, avx512bf16, avx512, avx2 or portable, got ", forced);

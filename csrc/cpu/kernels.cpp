@@ -33,8 +33,8 @@ void maximum_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
 template <class V>
 constexpr Kernels<typename V::Scalar> table() {
   using T = typename V::Scalar;
-  return {V::layout, V::kRows, normalise<V, T>, maximum_if<V>, forward_if<V, 0>,
-          backward_if<V, 0>, normalise_backward<V, T>, histogram<V>, uniformity<V>,
+  return {V::kPack, V::kDepthStep, V::kRows, normalise<V, T>, maximum_if<V>, forward_if<V, 0>,
+          backward_if<V, 0>, normalise_backward<T>, histogram<V>, uniformity<V>,
           row_similarities<V>};
 }
 

@@ -25,31 +25,22 @@ struct Rows {  // a range of rows: whole tiles, the last of which may be cut off
   int64_t begin, end;
 };
 
-// How an instruction set packs unit rows for its products, in lanes of 32 bits (64 for double).
-struct Layout {
-  int pack;         // numbers in a lane: 1, or 2 where it is a pair of bfloat16
-  int depth_step;   // products take this many lanes of a row at a time
-  int parts;        // an operand holds each of this many parts of its numbers (amx.h), one after another
-  bool row_pairs;   // whether the backward pass needs these operands of its own
-  bool transposed;
-};
-
-// Unit rows, packed. Rows beyond n, up to a whole tile, are zero.
+// Unit rows, packed. Rows beyond n, up to a whole tile, are zero. A lane is one number, or a pair
+// of bfloat16 where the instruction set multiplies pairs.
 template <class T>
 struct Embeddings {
   const void* z;        // (n, dim), contiguous, elements of type `element`
   Element element;
   int64_t n, dim;
   int64_t padded_n;     // n up to whole tiles
-  int64_t depth;        // lanes of a row in a product: dim / pack, up to a multiple of depth_step
-  int64_t width;        // from row to row: dim up to a multiple of 16, an odd one where rows are long,
+  int64_t depth;        // lanes of a row in a product
+  int64_t width;        // from row to row: dim up to a step of 16 or more, an odd multiple where rows are long,
                         // which would share few sets of the cache if a power of two lay between them
   int64_t partner;      // rows i and i + partner are two views; 0 if rows have no partners
-  T* rows;              // (parts, padded_n, width / pack): left operand of z z^T, row after row
-  T* panels;            // (parts, padded_n / panel, depth, panel): right operand of z z^T
-  T* row_pairs;         // (parts, padded_n / 2, width): pairs of two rows, right operand of G z; null
-                        // where `rows` is
-  T* transposed;        // (parts, padded_n / kTile, width, kTile / 2): these, left operand of z^T G; or null
+  T* rows;              // (padded_n, width / pack): left operand of z z^T, row after row
+  T* panels;            // (padded_n / panel, depth, panel): right operand of z z^T
+  T* row_pairs;         // (padded_n / 2, width): pairs of two rows, right operand of G z where lanes
+                        // are pairs; for the backward pass only, else null
   double* inverse_norm; // (padded_n): 1 / |z|, 0 where |z| < 1e-12
 };
 
@@ -88,8 +79,6 @@ struct Backward {
   const double* log_denominator;    // (padded_n)
   T inverse_temperature;
   T* gradient;                      // (padded_n, width): of the unit rows
-  T* column_gradient;               // (padded_n / kTile, width, kTile): the part that tiles add for
-                                    // their columns, where z.transposed is used; or null
   void* grad_z;                     // (n, dim), elements of type `element`
   // Straight-through gradient of the threshold:
   // sum of sigma' * (constant + linear * s + exponential * e) over the candidates.
@@ -100,8 +89,9 @@ struct Backward {
 
 template <class T>
 struct Kernels {
-  Layout (*layout)(Element);
-  int group;  // rows that row_similarities computes at a time
+  int pack;        // numbers in a lane of packed rows
+  int depth_step;  // products take this many lanes of a row at a time
+  int group;       // rows that row_similarities computes at a time
   void (*normalise)(const Embeddings<T>&, Rows);
   void (*maximum)(const Forward<T>&, Rows, Rows);
   // counts: (bins + kNowhere) of the calling worker, or null

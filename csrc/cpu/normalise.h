@@ -51,10 +51,9 @@ inline double sum_in_lanes(int64_t count, F term) {
   return sums[0];
 }
 
-// 1 / norm of a row is inverse * scale, with a power of two `scale`: no finite row overflows. It is zero
-// for rows shorter than 1e-12, and NaN for infinite ones.
+// Norm of a row as scaled_norm / scale with a power of two `scale`: no finite row overflows.
 struct Norm {
-  double inverse, scale;
+  double scaled, scale;
 };
 
 template <class E>
@@ -73,21 +72,45 @@ Norm row_norm(const void* z, int64_t offset, int64_t dim) {
     const double x = E::load(z, offset + d) * scale;
     return x * x;
   });
-  const double scaled = __builtin_sqrt(total);
-  if (scaled < 1e-12 * scale) return {0, scale};
-  return {scaled < __builtin_inf() ? 1 / scaled : __builtin_nan(""), scale};
+  return {__builtin_sqrt(total), scale};
 }
 
-// Whole tiles of rows, up to z.width and up to the last row of a tile, into pairs and panels.
-template <class V, class T>
-inline void pack_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
-  const int64_t stride = z.width / V::kPack;
-  if (z.row_pairs)
-    for (int64_t i = rows.begin; i < rows.end; ++i) {
-      const auto* const halves = (const uint16_t*)(z.rows + i * stride);
-      auto* const pairs = (uint16_t*)(z.row_pairs + i / 2 * z.width) + i % 2;
+// Whole tiles of rows.
+template <class V, class E, class T>
+void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
+  constexpr int pack = V::kPack;
+  const int64_t stride = z.width / pack;
+  for (int64_t i = rows.begin; i < rows.end; ++i) {
+    T* const row = z.rows + i * stride;
+    uint16_t* const halves = (uint16_t*)row;
+    double factor = 0, scale = 1;
+    z.inverse_norm[i] = 0;
+    if (i < z.n) {
+      const Norm norm = row_norm<E>(z.z, i * z.dim, z.dim);
+      scale = norm.scale;
+      if (!(norm.scaled < 1e-12 * scale)) factor = 1 / norm.scaled;
+      if (!(norm.scaled < __builtin_inf())) factor = __builtin_nan("");  // infinite rows are NaN, not zero
+      z.inverse_norm[i] = factor * scale;
+      const void* const values = z.z;  // no store below can change it
+      const int64_t offset = i * z.dim, dim = z.dim;
+#pragma GCC ivdep
+      for (int64_t d = 0; d < dim; ++d) {
+        const T unit = T(E::load(values, offset + d) * scale * factor);
+        if constexpr (pack == 1) row[d] = E::round(unit);
+        else halves[d] = BFloat16::narrow(unit);
+      }
+    }
+    const int64_t from = i < z.n ? z.dim : 0;
+    if constexpr (pack == 1) {
+      for (int64_t d = from; d < z.width; ++d) row[d] = 0;
+    } else {
+      for (int64_t d = from; d < z.width; ++d) halves[d] = 0;
+    }
+    if (z.row_pairs) {
+      uint16_t* const pairs = (uint16_t*)(z.row_pairs + i / 2 * z.width) + i % 2;
       for (int64_t d = 0; d < z.width; ++d) pairs[2 * d] = halves[d];
     }
+  }
   for (int64_t i = rows.begin; i < rows.end; i += V::kLanes) {
     const T* const from = z.rows + i * stride;
     T* const panel = z.panels + i / kPanel<V> * kPanel<V> * z.depth + i % kPanel<V>;
@@ -97,47 +120,6 @@ inline void pack_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
     for (; d < z.depth; ++d)
       for (int r = 0; r < V::kLanes; ++r) panel[d * kPanel<V> + r] = from[r * stride + d];
   }
-}
-
-// Whole tiles of rows.
-template <class V, class E, class T>
-void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
-  // Dimensions [from, to) of unit row i, zero beyond the matrix, with store(k, x) for the k-th one.
-  const auto unit = [&](int64_t i, const Norm& norm, int64_t from, int64_t to, auto store) {
-    const int64_t end = i >= z.n ? from : to < z.dim ? to : z.dim, offset = i * z.dim + from;
-    const void* const values = z.z;  // no store can change it
-    const double scale = norm.scale, factor = norm.inverse;
-#pragma GCC ivdep
-    for (int64_t k = 0; k < end - from; ++k)
-      store(k, T(E::load(values, offset + k) * scale * factor));
-    for (int64_t k = end > from ? end - from : 0; k < to - from; ++k) store(k, T(0));
-  };
-  for (int64_t tile = rows.begin; tile < rows.end; tile += kTile) {
-    Norm norms[kTile] = {};
-    for (int64_t i = tile; i < tile + kTile; ++i) {
-      Norm& norm = norms[i - tile];
-      if (i < z.n) norm = row_norm<E>(z.z, i * z.dim, z.dim);
-      z.inverse_norm[i] = norm.inverse * norm.scale;
-    }
-    if constexpr (V::kTiles) {
-      for (int64_t d = 0; d < z.depth * V::kPack; d += 32) {
-        alignas(64) T units[kTile * 32];
-        for (int64_t r = 0; r < kTile; ++r)
-          unit(tile + r, norms[r], d, d + 32,
-               [to = units + r * 32](int64_t k, T x) { to[k] = E::round(x); });
-        pack(V{}, z, tile, d, units);
-      }
-    } else {
-      for (int64_t i = tile; i < tile + kTile; ++i) {
-        T* const row = z.rows + i * z.width / V::kPack;
-        unit(i, norms[i - tile], 0, z.width, [row](int64_t d, T x) {
-          if constexpr (V::kPack == 2) ((uint16_t*)row)[d] = BFloat16::narrow(x);
-          else row[d] = E::round(x);
-        });
-      }
-    }
-  }
-  if constexpr (!V::kTiles) pack_rows<V>(z, rows);
 }
 
 // dz = (dẑ - (dẑ . ẑ) ẑ) / |z|
@@ -153,7 +135,7 @@ void normalise_backward_rows(const arec::cpu::Backward<T>& p, Rows rows) {
     double factor = inverse;
     if constexpr (sizeof(T) == 8) {  // 1 / |z| may have lost digits
       const Norm norm = row_norm<E>(z.z, i * z.dim, z.dim);
-      factor = norm.scale * norm.inverse;
+      factor = norm.scale / norm.scaled;
     }
     const T* const gradient = p.gradient + i * z.width;
     const double dot = sum_in_lanes(z.dim, [&](int64_t d) {
@@ -177,13 +159,13 @@ void with_element(Element element, F f) {
 template <class V, class T>
 void normalise(const arec::cpu::Embeddings<T>& z, Rows rows) {
   with_element<T>(z.element, [&](auto e) {
-    normalise_rows<V, decltype(e)>(z, rows);
+    if constexpr (V::kPack == 2) normalise_rows<V, BFloat16>(z, rows);
+    else normalise_rows<V, decltype(e)>(z, rows);
   });
 }
 
-template <class V, class T>
+template <class T>
 void normalise_backward(const arec::cpu::Backward<T>& p, Rows rows) {
-  if constexpr (V::kTiles) gather_gradients(V{}, p, rows);
   with_element<T>(p.pairs.z.element,
                   [&](auto e) { normalise_backward_rows<decltype(e)>(p, rows); });
 }

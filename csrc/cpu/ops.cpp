@@ -18,6 +18,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
+int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -106,7 +108,6 @@ template <class T>
 struct Input {
   Tensor z;
   const Kernels<T>* kernels;
-  Layout layout;
   Workspace memory;
   Embeddings<T> rows{};
   T* group = nullptr;
@@ -118,24 +119,20 @@ struct Input {
     if constexpr (std::is_same_v<T, double>) kernels = &kernels_double;
     else kernels = &instruction_set(element == Element::kBFloat16).kernels;
     const int64_t n = z.size(0), dim = z.size(1);
-    layout = kernels->layout(element);
+    const int64_t pack = kernels->pack, step = pack * kernels->depth_step;
     STD_TORCH_CHECK(!partners || n % 2 == 0, "z: expected an even number of rows, got ", n);
     rows.z = z.const_data_ptr();
     rows.element = element;
     rows.n = n;
     rows.dim = dim;
-    rows.padded_n = (n + kTile - 1) / kTile * kTile;
-    rows.depth = (dim + layout.pack * layout.depth_step - 1) / (layout.pack * layout.depth_step) *
-                 layout.depth_step;
-    const int64_t step = std::max<int64_t>(16, layout.pack * layout.depth_step);
-    rows.width = (dim + step - 1) / step * step;
-    if (rows.width >= 128) rows.width |= step;
+    rows.padded_n = round_up(n, kTile);
+    rows.depth = round_up(dim, step) / pack;
+    rows.width = round_up(dim, std::max<int64_t>(16, step));
+    if (rows.width >= 128) rows.width |= std::max<int64_t>(16, step);
     rows.partner = partners ? n / 2 : 0;
-    const int64_t size = layout.parts * rows.padded_n * rows.width;
-    memory.want(rows.rows, size / layout.pack);
-    memory.want(rows.panels, layout.parts * rows.padded_n * rows.depth);
-    if (gradient && layout.row_pairs) memory.want(rows.row_pairs, size / 2);
-    if (gradient && layout.transposed) memory.want(rows.transposed, size / 2);
+    memory.want(rows.rows, rows.padded_n * rows.width / pack);
+    memory.want(rows.panels, rows.padded_n * rows.depth);
+    if (gradient && pack == 2) memory.want(rows.row_pairs, rows.padded_n / 2 * rows.width);
     memory.want(rows.inverse_norm, rows.padded_n);
   }
 
@@ -343,7 +340,6 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   for (double** values : {&partner_weight, &partner_share, &log_d})
     input.memory.want(*values, padded_n);
   input.memory.want(p.gradient, padded_n * input.rows.width);
-  if (input.layout.transposed) input.memory.want(p.column_gradient, padded_n * input.rows.width);
   if (loss.own_shift) input.memory.want(shift, padded_n);
   if (width > 0) {
     input.memory.want(p.grad_threshold, padded_n);
@@ -372,9 +368,6 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
     input.normalise(rows);
     std::fill(p.gradient + rows.begin * input.rows.width, p.gradient + rows.end * input.rows.width,
               T(0));
-    if (p.column_gradient)
-      std::fill(p.column_gradient + rows.begin * input.rows.width,
-                p.column_gradient + rows.end * input.rows.width, T(0));
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const bool row = i < n;
       const int64_t m = row ? counts[i] : 0;

@@ -3,7 +3,8 @@
 //   kPack: numbers a lane of a packed operand holds (1; 2 where a lane is a pair of bfloat16).
 //   kRows, kPanelVectors: the register tile of product.h, as many sums as keep the unit busy.
 //   kIncrements: of counters (statistics.h), beside each of `depth` steps of a product of kRows rows.
-//   kTiles: products are those of amx.h. Session: lives as long as a kernel works. layout(): of the operands.
+//   kDepthStep: lanes of a row that a product takes at a time.
+//   Session: lives as long as a kernel works.
 // Everything here has internal linkage: each instruction set keeps its own copy.
 #pragma once
 #include "kernels.h"
@@ -15,15 +16,11 @@ namespace {
 
 // Of the instruction sets whose products are multiply-adds of vectors.
 struct MultiplyAdds {
-  static constexpr int kPack = 1;
-  static constexpr bool kTiles = false;
+  static constexpr int kPack = 1, kDepthStep = 1;
   static constexpr int kIncrements = 4;  // one for each two cycles of an 8 x 32 product
   struct Session {
     Session() {}
   };
-  static arec::cpu::Layout layout(arec::cpu::Element) {
-    return {1, 1, 1, false, false};
-  }
 };
 
 // The compiler's vector extension: SSE2, AVX2, NEON, whatever the flags of this source allow.
@@ -175,7 +172,6 @@ struct Avx512 : MultiplyAdds {
 // Operands are pairs of bfloat16, sums are float: two products a lane and instruction.
 struct Avx512Bf16 : Avx512 {
   static constexpr int kPack = 2;
-  static arec::cpu::Layout layout(arec::cpu::Element) { return {2, 1, 1, true, false}; }
   static Reg multiply_add(Reg a, Reg b, Reg c) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
   }
