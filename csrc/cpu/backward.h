@@ -94,16 +94,29 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
     p.grad_threshold[tile.column + c] += double(columns[c / V::kLanes][c % V::kLanes]);
 }
 
-// The tile rounded to pairs of bfloat16 along its rows (left) and along its columns (right).
-template <class V>
-void pack_pairs(const float* s, float* left, float* right);
+// The gradients of a tile's rows and columns, from its G.
+template <class V, class T>
+inline void add_gradients(V, const Backward<T>& p, int64_t row, int64_t column, T* g) {
+  const auto& z = p.pairs.z;
+  T* const to_rows = p.gradient + row * z.width;
+  T* const to_columns = p.gradient + column * z.width;
+  if constexpr (V::kPack == 1) {
+    add_product<V>(g, kTile, 1, z.rows + column * z.width, z, to_rows);
+    add_product<V>(g, 1, kTile, z.rows + row * z.width, z, to_columns);
+  } else {
+    alignas(64) T left[kTile * kTile / 2], right[kTile * kTile / 2];
+    V::pack_pairs(g, left, right);
+    add_product<V>(left, kTile / 2, 1, z.row_pairs + column / 2 * z.width, z, to_rows);
+    add_product<V>(right, 1, kTile, z.row_pairs + row / 2 * z.width, z, to_columns);
+  }
+}
 
 template <class V, int option>
 void backward(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
   alignas(64) T s[kTile * kTile];
-  for_each_tile(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
     if (tile.column + kTile < z.padded_n) {
       if constexpr (V::kPack == 1) prefetch(z.rows + (tile.column + kTile) * z.width, kTile * z.width);
       prefetch(p.gradient + (tile.column + kTile) * z.width, kTile * z.width);
@@ -119,19 +132,7 @@ void backward(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
     });
     for_each_partner(z, tile, tile.row, kTile,
                      [&](int64_t i, int64_t, int64_t at) { s[at] = partners[i - tile.row]; });
-    const T* const z_rows = z.gradient_operand + tile.row * z.width / V::kPack;
-    const T* const z_columns = z.gradient_operand + tile.column * z.width / V::kPack;
-    T* const to_rows = p.gradient + tile.row * z.width;
-    T* const to_columns = p.gradient + tile.column * z.width;
-    if constexpr (V::kPack == 1) {
-      add_product<V>(s, kTile, 1, z_columns, z, to_rows);
-      add_product<V>(s, 1, kTile, z_rows, z, to_columns);
-    } else {
-      alignas(64) T left[kTile * kTile / 2], right[kTile * kTile / 2];
-      pack_pairs<V>(s, left, right);
-      add_product<V>(left, kTile / 2, 1, z_columns, z, to_rows);
-      add_product<V>(right, 1, kTile, z_rows, z, to_columns);
-    }
+    add_gradients(V{}, p, tile.row, tile.column, s);
   });
 }
 

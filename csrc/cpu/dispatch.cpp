@@ -2,6 +2,14 @@
 
 #include <torch/headeronly/util/Exception.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 
@@ -9,10 +17,33 @@ namespace arec::cpu {
 
 extern const IsaKernels kernels_portable;
 #if defined(__x86_64__)
-extern const IsaKernels kernels_avx2, kernels_avx512, kernels_avx512bf16;
+extern const IsaKernels kernels_avx2, kernels_avx512, kernels_avx512bf16, kernels_amx;
 #endif
 
 namespace {
+
+#if defined(__x86_64__)
+bool avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+
+// Linux lets a process use the tile registers once it has asked; all its threads may then.
+bool amx() {
+#if defined(__linux__)
+  constexpr unsigned bf16_and_tiles = 1u << 22 | 1u << 24;
+  constexpr int request_permission = 0x1023, tile_data = 18;
+  static const bool granted = [] {
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & bf16_and_tiles) == bf16_and_tiles &&
+           syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  }();
+  return granted && avx512();
+#else
+  return false;
+#endif
+}
+#endif
 
 struct Candidate {
   const char* name;
@@ -23,15 +54,12 @@ struct Candidate {
 
 const Candidate kCandidates[] = {  // the fastest first
 #if defined(__x86_64__)
+    {"amx", &kernels_amx, amx},
     {"avx512bf16", &kernels_avx512bf16,
-     [] { return bool(__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq")); },
+     [] { return avx512() && __builtin_cpu_supports("avx512bf16"); },
      // Intel's vdpbf16ps does fewer products a second than two float32 FMA ports.
      [] { return !__builtin_cpu_is("intel"); }},
-    {"avx512", &kernels_avx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-     }},
+    {"avx512", &kernels_avx512, avx512},
     {"avx2", &kernels_avx2,
      [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
 #endif
@@ -51,7 +79,7 @@ const IsaKernels& instruction_set(bool pairs) {
         (pairs || candidate.kernels->kernels.pack == 1))
       return *candidate.kernels;
   }
-  STD_TORCH_CHECK(false, "AREC_CPU_ISA: expected avx512bf16, avx512, avx2 or portable, got ", forced);
+  STD_TORCH_CHECK(false, "AREC_CPU_ISA: expected amx, avx512bf16, avx512, avx2 or portable, got ", forced);
 }
 
 }  // namespace arec::cpu

@@ -69,7 +69,7 @@ void add_all_sums(const Forward<typename V::Scalar>& p, Rows rows, Rows columns,
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
   alignas(64) T s[V::kRows * kTile];
-  for_each_tile(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
     Sums<V> column_sums[kTile / V::kLanes];
     for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {
       similarity_band<V>(z, tile, row, s, counter);
@@ -106,7 +106,7 @@ template <class V, bool negatives_only>
 void maximum(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
   using T = typename V::Scalar;
   alignas(64) T s[kTile * kTile];
-  for_each_tile(p.pairs.z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(p.pairs.z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
     similarity_tile<V>(p.pairs.z, tile, s);
     for (int64_t r = 0; r < kTile; ++r) {
       const int64_t i = tile.row + r;

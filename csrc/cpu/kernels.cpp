@@ -10,29 +10,6 @@
 
 namespace {
 
-#if defined(__AVX512BF16__)
-template <>
-void pack_pairs<Avx512Bf16>(const float* s, float* left, float* right) {
-  for (int64_t r = 0; r < kTile; r += 2)
-    for (int64_t c = 0; c < kTile; c += 32) {
-      __m512i rows[2];
-      for (int k = 0; k < 2; ++k) {
-        const float* const row = s + (r + k) * kTile + c;
-        rows[k] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
-        _mm512_storeu_si512(left + ((r + k) * kTile + c) / 2, rows[k]);
-      }
-      for (int half = 0; half < 2; ++half) {
-        const __m512i low = _mm512_cvtepu16_epi32(
-            half ? _mm512_extracti64x4_epi64(rows[0], 1) : _mm512_castsi512_si256(rows[0]));
-        const __m512i high = _mm512_cvtepu16_epi32(
-            half ? _mm512_extracti64x4_epi64(rows[1], 1) : _mm512_castsi512_si256(rows[1]));
-        _mm512_storeu_si512(right + r / 2 * kTile + c + 16 * half,
-                            _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
-      }
-    }
-}
-#endif
-
 template <class V, int option>
 void forward_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
   if constexpr (option == kMasked) __builtin_unreachable();
@@ -56,8 +33,9 @@ void maximum_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
 template <class V>
 constexpr Kernels<typename V::Scalar> table() {
   using T = typename V::Scalar;
-  return {V::kPack, V::kRows, normalise<V, T>, maximum_if<V>, forward_if<V, 0>,   backward_if<V, 0>,
-          normalise_backward<T>, histogram<V>, uniformity<V>, row_similarities<V>};
+  return {V::kPack, V::kDepthStep, V::kRows, normalise<V, T>, maximum_if<V>, forward_if<V, 0>,
+          backward_if<V, 0>, normalise_backward<T>, histogram<V>, uniformity<V>,
+          row_similarities<V>};
 }
 
 template <class V>
@@ -91,7 +69,9 @@ namespace arec::cpu {
 
 #define AREC_JOIN_(a, b) a##b
 #define AREC_JOIN(a, b) AREC_JOIN_(a, b)
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+using Vector = Amx;
+#elif defined(__AVX512BF16__)
 using Vector = Avx512Bf16;
 #elif defined(__AVX512F__)
 using Vector = Avx512;

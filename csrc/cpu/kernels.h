@@ -33,12 +33,14 @@ struct Embeddings {
   Element element;
   int64_t n, dim;
   int64_t padded_n;     // n up to whole tiles
-  int64_t width;        // from row to row: dim up to a multiple of 16, an odd one where rows are long,
+  int64_t depth;        // lanes of a row in a product
+  int64_t width;        // from row to row: dim up to a step of 16 or more, an odd multiple where rows are long,
                         // which would share few sets of the cache if a power of two lay between them
   int64_t partner;      // rows i and i + partner are two views; 0 if rows have no partners
-  T* rows;              // (padded_n, width): left operand of a product, one row after the other
-  T* panels;            // (padded_n / panel, dim, panel): right operand of z z^T
-  T* gradient_operand;  // (padded_n, width): right operand of G z; `rows` but for pairs
+  T* rows;              // (padded_n, width / pack): left operand of z z^T, row after row
+  T* panels;            // (padded_n / panel, depth, panel): right operand of z z^T
+  T* row_pairs;         // (padded_n / 2, width): pairs of two rows, right operand of G z where lanes
+                        // are pairs; for the backward pass only, else null
   double* inverse_norm; // (padded_n): 1 / |z|, 0 where |z| < 1e-12
 };
 
@@ -87,8 +89,9 @@ struct Backward {
 
 template <class T>
 struct Kernels {
-  int pack;   // numbers in a lane of packed rows
-  int group;  // rows that row_similarities computes at a time
+  int pack;        // numbers in a lane of packed rows
+  int depth_step;  // products take this many lanes of a row at a time
+  int group;       // rows that row_similarities computes at a time
   void (*normalise)(const Embeddings<T>&, Rows);
   void (*maximum)(const Forward<T>&, Rows, Rows);
   // counts: (bins + kNowhere) of the calling worker, or null
@@ -96,7 +99,7 @@ struct Kernels {
   void (*backward)(const Backward<T>&, Rows, Rows);
   void (*normalise_backward)(const Backward<T>&, Rows);
   void (*histogram)(const Forward<T>&, Rows, Rows, int64_t* counts);
-  void (*uniformity)(const Pairs<T>&, Rows, Rows, double* sum);
+  void (*uniformity)(const Pairs<T>&, Rows, Rows, double* sums);
   // Similarities of rows [row, row + group) with all rows, into out (group, padded_n).
   void (*row_similarities)(const Embeddings<T>&, int64_t row, T* out);
 };

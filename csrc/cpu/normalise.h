@@ -79,7 +79,7 @@ Norm row_norm(const void* z, int64_t offset, int64_t dim) {
 template <class V, class E, class T>
 void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
   constexpr int pack = V::kPack;
-  const int64_t depth = (z.dim + pack - 1) / pack, stride = z.width / pack;
+  const int64_t stride = z.width / pack;
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     T* const row = z.rows + i * stride;
     uint16_t* const halves = (uint16_t*)row;
@@ -105,17 +105,19 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
       for (int64_t d = from; d < z.width; ++d) row[d] = 0;
     } else {
       for (int64_t d = from; d < z.width; ++d) halves[d] = 0;
-      uint16_t* const pairs = (uint16_t*)(z.gradient_operand + i / 2 * z.width) + i % 2;
+    }
+    if (z.row_pairs) {
+      uint16_t* const pairs = (uint16_t*)(z.row_pairs + i / 2 * z.width) + i % 2;
       for (int64_t d = 0; d < z.width; ++d) pairs[2 * d] = halves[d];
     }
   }
   for (int64_t i = rows.begin; i < rows.end; i += V::kLanes) {
     const T* const from = z.rows + i * stride;
-    T* const panel = z.panels + i / kPanel<V> * kPanel<V> * depth + i % kPanel<V>;
+    T* const panel = z.panels + i / kPanel<V> * kPanel<V> * z.depth + i % kPanel<V>;
     int64_t d = 0;
-    for (; d + V::kLanes <= depth; d += V::kLanes)
+    for (; d + V::kLanes <= z.depth; d += V::kLanes)
       V::transpose(from + d, stride, panel + d * kPanel<V>, kPanel<V>);
-    for (; d < depth; ++d)
+    for (; d < z.depth; ++d)
       for (int r = 0; r < V::kLanes; ++r) panel[d * kPanel<V> + r] = from[r * stride + d];
   }
 }

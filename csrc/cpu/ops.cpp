@@ -18,6 +18,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
+int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -110,25 +112,28 @@ struct Input {
   Embeddings<T> rows{};
   T* group = nullptr;
 
-  Input(const Tensor& input, bool partners)
+  // `gradient`: with the operands of the backward pass.
+  Input(const Tensor& input, bool partners, bool gradient = false)
       : z(input.is_contiguous() ? input : torch::stable::contiguous(input)) {
     const Element element = element_of(z);
     if constexpr (std::is_same_v<T, double>) kernels = &kernels_double;
     else kernels = &instruction_set(element == Element::kBFloat16).kernels;
-    const int64_t n = z.size(0), dim = z.size(1), pack = kernels->pack;
+    const int64_t n = z.size(0), dim = z.size(1);
+    const int64_t pack = kernels->pack, step = pack * kernels->depth_step;
     STD_TORCH_CHECK(!partners || n % 2 == 0, "z: expected an even number of rows, got ", n);
     rows.z = z.const_data_ptr();
     rows.element = element;
     rows.n = n;
     rows.dim = dim;
-    rows.padded_n = (n + kTile - 1) / kTile * kTile;
-    rows.width = (dim + 15) / 16 * 16;
-    if (rows.width >= 128) rows.width |= 16;
+    rows.padded_n = round_up(n, kTile);
+    rows.depth = round_up(dim, step) / pack;
+    rows.width = round_up(dim, std::max<int64_t>(16, step));
+    if (rows.width >= 128) rows.width |= std::max<int64_t>(16, step);
     rows.partner = partners ? n / 2 : 0;
     memory.want(rows.rows, rows.padded_n * rows.width / pack);
-    memory.want(rows.panels, rows.padded_n * ((dim + pack - 1) / pack));
+    memory.want(rows.panels, rows.padded_n * rows.depth);
+    if (gradient && pack == 2) memory.want(rows.row_pairs, rows.padded_n / 2 * rows.width);
     memory.want(rows.inverse_norm, rows.padded_n);
-    if (pack > 1) memory.want(rows.gradient_operand, rows.padded_n * rows.width / pack);
   }
 
   void want_groups(const std::optional<Tensor>& groups) {
@@ -137,7 +142,6 @@ struct Input {
 
   void allocate(const std::optional<Tensor>& groups) {
     memory.allocate();
-    if (kernels->pack == 1) rows.gradient_operand = rows.rows;
     if (groups) number_groups(*groups);
   }
 
@@ -322,7 +326,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
                                          const Tensor& log_denominator, const Tensor& num_positives,
                                          const Tensor& positives_similarity, const Loss& loss,
                                          double width) {
-  Input<T> input(z, true);
+  Input<T> input(z, true, true);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
   const RowValues<T> upstream("grad_loss", grad_loss, n), thresholds("threshold", threshold, n),
       logs("log_denominator", log_denominator, n),
@@ -536,7 +540,7 @@ Tensor uniformity(const Tensor& x) {
     for_each_block_pair(
         n, [&](Rows rows) { input.normalise(rows); },
         [&](Rows rows, Rows columns, int64_t) {
-          input.kernels->uniformity(pairs, rows, columns, &sums[rows.begin / kTile]);
+          input.kernels->uniformity(pairs, rows, columns, sums.data());
         },
         [](Rows) {});
     double sum = 0;

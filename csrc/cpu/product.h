@@ -1,7 +1,6 @@
 // The register-tiled product that every kernel spends its time in.
 #pragma once
-#include "kernels.h"
-#include "simd.h"
+#include "amx.h"
 
 namespace {
 
@@ -52,12 +51,12 @@ __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_ro
 }
 
 // S (V::kRows, panel) = rows [row, row + V::kRows) of z times the panel's columns, transposed.
-template <class V, class T, class Beside = Nothing>
-inline void similarities(const arec::cpu::Embeddings<T>& z, int64_t row, int64_t column, T* s,
-                         int64_t s_row, Beside beside = {}) {
-  const int64_t depth = (z.dim + V::kPack - 1) / V::kPack, stride = z.width / V::kPack;
-  product<V, V::kPanelVectors, false>(z.rows + row * stride, stride, 1, z.panels + column * depth,
-                                      kPanel<V>, depth, s, s_row, beside);
+template <class V, class T, class Beside>
+inline void similarities(V, const arec::cpu::Embeddings<T>& z, int64_t row, int64_t column, T* s,
+                         int64_t s_row, Beside beside) {
+  const int64_t stride = z.width / V::kPack;
+  product<V, V::kPanelVectors, false>(z.rows + row * stride, stride, 1, z.panels + column * z.depth,
+                                      kPanel<V>, z.depth, s, s_row, beside);
 }
 
 // C (kTile, dim) += A B, A (kTile, kTile) being a tile of G or its transpose, B kTile rows of z.

@@ -12,8 +12,10 @@
 namespace arec::cpu {
 
 // Rows are cut into blocks of whole tiles. The size follows from n alone, so that the order of every
-// sum does: large enough to work in the caches, small enough to leave pairs for many threads.
-inline int64_t block_rows(int64_t n) { return n <= 2048 ? kTile : n <= 4096 ? 2 * kTile : 4 * kTile; }
+// sum does: as large as two blocks fit the second cache, small enough for a few pairs at a time.
+inline int64_t block_rows(int64_t n) {
+  return n <= 512 ? kTile : n <= 1024 ? 2 * kTile : n <= 4096 ? 4 * kTile : 8 * kTile;
+}
 
 // Threads of torch's pool, each calling f(worker, workers).
 template <class F>
@@ -36,46 +38,61 @@ void parallel(int64_t most, F f) {
 // the next task of that one list, and wait until both of its blocks have finished the round before:
 // no barrier between rounds, no atomics on sums, no copy a thread. Whoever holds a task waits only
 // for earlier ones, which somebody is already running, so one thread alone never waits.
+//
+// Where a round has too few pairs for the threads, a block is cut into pieces, prepared and finished
+// one by one, and a pair of blocks into pairs of pieces (i, j), diagonal after diagonal. As when one
+// thread goes over the whole pair, rows first, (i, j) follows (i, j - 1) and (i - 1, j): the same sums.
 template <class Prepare, class Pair, class Finish>
 void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
   const int64_t size = block_rows(n), blocks = (n + size - 1) / size, slots = blocks / 2 + 1;
+  const int64_t cut = blocks / 2 < 2 * int64_t(torch::stable::get_num_threads()) ? size / kTile : 1;
+  const int64_t piece = size / cut, pieces = (n + piece - 1) / piece;
   const int64_t padded_n = (n + kTile - 1) / kTile * kTile;
-  const auto rows = [&](int64_t block) {
-    return Rows{block * size, std::min((block + 1) * size, padded_n)};
+  const auto rows = [&](int64_t at) {
+    return Rows{at * piece, std::min((at + 1) * piece, padded_n)};
   };
   std::atomic<int64_t> next{0};
-  std::vector<std::atomic<int64_t>> rounds(blocks);  // rounds a block has behind it
-  for (auto& round : rounds) round.store(-1, std::memory_order_relaxed);
-  const auto wait = [&](int64_t block, int64_t round) {
-    for (int spins = 0; rounds[block].load(std::memory_order_acquire) != round; ++spins)
+  std::vector<std::atomic<int64_t>> done(pieces);  // pairs that a piece has behind it
+  for (auto& pairs : done) pairs.store(-1, std::memory_order_relaxed);
+  const auto wait = [&](int64_t at, int64_t pairs) {
+    for (int spins = 0; done[at].load(std::memory_order_acquire) != pairs; ++spins)
       if (spins > 1000) sched_yield();
   };
-  const auto advance = [&](int64_t block, int64_t round) {
-    if (round == blocks) finish(rows(block));
-    rounds[block].store(round, std::memory_order_release);
+  const auto advance = [&](int64_t at, int64_t pairs) {
+    if (pairs == blocks * cut) finish(rows(at));
+    done[at].store(pairs, std::memory_order_release);
   };
-  parallel(slots, [&](int64_t worker, int64_t) {
+  parallel(slots * cut, [&](int64_t worker, int64_t) {
     for (;;) {
       const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
-      if (task < blocks) {
+      if (task < pieces) {
         prepare(rows(task));
-        rounds[task].store(0, std::memory_order_release);
+        done[task].store(0, std::memory_order_release);
         continue;
       }
-      const int64_t round = (task - blocks) / slots, slot = (task - blocks) % slots;
+      int64_t rest = task - pieces;
+      const auto digit = [&](int64_t base) {
+        const int64_t value = rest % base;
+        rest /= base;
+        return value;
+      };
+      const int64_t i = digit(cut), slot = digit(slots), j = digit(2 * cut - 1) - i, round = rest;
       if (round >= blocks) return;
       // The pairs are centre -+ x; the distance grows from both ends of the range of x.
       const int64_t odd = blocks % 2 ? 0 : round % 2, last = (blocks - odd) / 2;
-      if (slot > last) continue;
+      if (slot > last || j < 0 || j >= cut) continue;
       const int64_t centre = blocks % 2 ? round * slots % blocks : round / 2;
       const int64_t x = slot % 2 ? last - slot / 2 : slot / 2;
       const auto [first, second] =
           std::minmax({(centre - x + blocks) % blocks, (centre + odd + x) % blocks});
-      wait(first, round);
-      wait(second, round);
-      pair(rows(first), rows(second), worker);
-      advance(first, round + 1);
-      if (second != first) advance(second, round + 1);
+      if (first == second && i > j) continue;
+      const int64_t one = first * cut + i, other = second * cut + j;
+      const bool pieces_exist[] = {one < pieces, other < pieces};  // the last block may be short
+      if (pieces_exist[0]) wait(one, round * cut + j);
+      if (pieces_exist[1]) wait(other, round * cut + i);
+      if (pieces_exist[0] && pieces_exist[1]) pair(rows(one), rows(other), worker);
+      if (pieces_exist[0]) advance(one, round * cut + j + 1);
+      if (pieces_exist[1] && other != one) advance(other, round * cut + i + 1);
     }
   });
 }

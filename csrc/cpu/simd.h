@@ -2,23 +2,34 @@
 //   Scalar, Reg, Mask, kLanes, and the static functions below; `+ - *` work on Reg, `& | ~` on Mask.
 //   kPack: numbers a lane of a packed operand holds (1; 2 where a lane is a pair of bfloat16).
 //   kRows, kPanelVectors: the register tile of product.h, as many sums as keep the unit busy.
+//   kIncrements: of counters (statistics.h), beside each of `depth` steps of a product of kRows rows.
+//   kDepthStep: lanes of a row that a product takes at a time.
+//   Session: lives as long as a kernel works.
 // Everything here has internal linkage: each instruction set keeps its own copy.
 #pragma once
-#include <stdint.h>
+#include "kernels.h"
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
 namespace {
 
+// Of the instruction sets whose products are multiply-adds of vectors.
+struct MultiplyAdds {
+  static constexpr int kPack = 1, kDepthStep = 1;
+  static constexpr int kIncrements = 4;  // one for each two cycles of an 8 x 32 product
+  struct Session {
+    Session() {}
+  };
+};
+
 // The compiler's vector extension: SSE2, AVX2, NEON, whatever the flags of this source allow.
 template <class T, class Int, int lanes>
-struct Generic {
+struct Generic : MultiplyAdds {
   using Scalar = T;
   typedef T Reg __attribute__((vector_size(lanes * sizeof(T))));
   typedef Int Mask __attribute__((vector_size(lanes * sizeof(T))));  // all bits of a lane set: true
   static constexpr int kLanes = lanes;
-  static constexpr int kPack = 1;
   static constexpr int kRows = 4, kPanelVectors = 2;
 
   static Reg load(const T* p) { Reg x; __builtin_memcpy(&x, p, sizeof x); return x; }
@@ -72,12 +83,11 @@ struct Generic {
 };
 
 #if defined(__AVX512F__)
-struct Avx512 {
+struct Avx512 : MultiplyAdds {
   using Scalar = float;
   using Reg = __m512;
   using Mask = __mmask16;
   static constexpr int kLanes = 16;
-  static constexpr int kPack = 1;
   static constexpr int kRows = 8, kPanelVectors = 2;
 
   static Reg load(const float* p) { return _mm512_loadu_ps(p); }
@@ -164,6 +174,28 @@ struct Avx512Bf16 : Avx512 {
   static constexpr int kPack = 2;
   static Reg multiply_add(Reg a, Reg b, Reg c) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+  }
+
+  // A tile of G rounded to pairs along its rows (left) and along its columns (right).
+  static void pack_pairs(const float* g, float* left, float* right) {
+    constexpr int64_t size = arec::cpu::kTile;
+    for (int64_t r = 0; r < size; r += 2)
+      for (int64_t c = 0; c < size; c += 32) {
+        __m512i rows[2];
+        for (int k = 0; k < 2; ++k) {
+          const float* const row = g + (r + k) * size + c;
+          rows[k] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row));
+          _mm512_storeu_si512(left + ((r + k) * size + c) / 2, rows[k]);
+        }
+        for (int half = 0; half < 2; ++half) {
+          const __m512i low = _mm512_cvtepu16_epi32(
+              half ? _mm512_extracti64x4_epi64(rows[0], 1) : _mm512_castsi512_si256(rows[0]));
+          const __m512i high = _mm512_cvtepu16_epi32(
+              half ? _mm512_extracti64x4_epi64(rows[1], 1) : _mm512_castsi512_si256(rows[1]));
+          _mm512_storeu_si512(right + r / 2 * size + c + 16 * half,
+                              _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+      }
   }
 };
 #endif

@@ -45,7 +45,7 @@ class BinCounter {
   }
 
  private:
-  static constexpr int kStep = 4;  // increments, one for each two cycles of an 8 x 32 product
+  static constexpr int kStep = V::kIncrements;
   void count_rest() {
     const int64_t steps = (end_ - begin_) / kStep;
     const auto count = next(steps);
@@ -73,7 +73,7 @@ void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, in
   const auto& z = p.pairs.z;
   alignas(64) T s[V::kRows * kTile];
   BinCounter<V> counter(p.bins, counts);
-  for_each_tile(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
     for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {
       similarity_band<V>(z, tile, row, s, counter);
       counter.start_band();
@@ -92,12 +92,12 @@ void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, in
   });
 }
 
-// Adds sum exp((s - 1) / tau) over i < j to `sum`; -2 |x_i - x_j|^2 = (s - 1) / tau at tau = 1/4.
+// Adds sum exp((s - 1) / tau) over i < j to `sums` (padded_n / kTile), a tile of rows each; -2 |x_i - x_j|^2 = (s - 1) / tau at tau = 1/4.
 template <class V>
-void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sum) {
+void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sums) {
   using T = typename V::Scalar;
   alignas(64) T s[kTile * kTile];
-  for_each_tile(p.z, p.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(p.z, p.group, rows, columns, [&](const Tile<T>& tile) {
     similarity_tile<V>(p.z, tile, s);
     for (int64_t r = 0; r < kTile; ++r) {
       const CandidateRow<V> candidates(p.z, p.group, tile, tile.row + r);
@@ -106,7 +106,7 @@ void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, dou
         const auto e = Exponentials<V, false>(V::load(s + r * kTile + c), p.scale, T(0), nullptr).row;
         total = tile.masked ? V::add_where(candidates(c), total, e) : total + e;
       }
-      *sum += V::sum(total);
+      sums[tile.row / kTile] += V::sum(total);
     }
   });
 }
@@ -115,8 +115,9 @@ void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, dou
 template <class V>
 void row_similarities(const Embeddings<typename V::Scalar>& z, int64_t row,
                       typename V::Scalar* out) {
+  const typename V::Session session;
   for (int64_t column = 0; column < z.padded_n; column += kPanel<V>)
-    similarities<V>(z, row, column, out + column, z.padded_n);
+    similarities(V{}, z, row, column, out + column, z.padded_n, Nothing{});
 }
 
 }  // namespace

@@ -30,8 +30,9 @@ inline int64_t first_column(int64_t row, Rows rows, Rows columns) {
 }
 
 // f(tile) for every tile of the two ranges, above and on the diagonal, rows first.
-template <class T, class F>
+template <class V, class T, class F>
 inline void for_each_tile(const Embeddings<T>& z, const T* group, Rows rows, Rows columns, F f) {
+  const typename V::Session session;
   for (int64_t row = rows.begin; row < rows.end; row += kTile)
     for (int64_t column = first_column(row, rows, columns); column < columns.end; column += kTile)
       f(make_tile(z, group, row, column));
@@ -95,10 +96,10 @@ template <class V, class Work>
 inline void similarity_band(const Embeddings<typename V::Scalar>& z,
                             const Tile<typename V::Scalar>& tile, int64_t row,
                             typename V::Scalar* s, Work& work) {
-  const int64_t depth = (z.dim + V::kPack - 1) / V::kPack, next = tile.column + kTile;
-  if (next < z.padded_n) prefetch(z.panels + (next + row - tile.row) * depth, V::kRows * depth);
+  const int64_t next = tile.column + kTile;
+  if (next < z.padded_n) prefetch(z.panels + (next + row - tile.row) * z.depth, V::kRows * z.depth);
   for (int64_t c = 0; c < kTile; c += kPanel<V>)
-    similarities<V>(z, row, tile.column + c, s + c, kTile, work.next(depth));
+    similarities(V{}, z, row, tile.column + c, s + c, kTile, work.next(z.depth));
 }
 
 // The tile's similarities into s (kTile, kTile).

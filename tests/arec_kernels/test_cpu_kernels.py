@@ -21,7 +21,7 @@ from arec_kernels import (
 )
 
 pytestmark = needs_cpp
-INSTRUCTION_SETS = ("avx512bf16", "avx512", "avx2", "portable")
+INSTRUCTION_SETS = ("amx", "avx512bf16", "avx512", "avx2", "portable")
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
