@@ -79,7 +79,8 @@ const IsaKernels& instruction_set(bool pairs) {
         (pairs || candidate.kernels->kernels.pack == 1))
       return *candidate.kernels;
   }
-  STD_TORCH_CHECK(false, "AREC_CPU_ISA: expected amx, avx512bf16, avx512, avx2 or portable, got ", forced);
+  STD_TORCH_CHECK(false, "AREC_CPU_ISA: expected amx, avx512bf16, avx512, avx2 or portable, got ",
+                  forced);
 }
 
 }  // namespace arec::cpu

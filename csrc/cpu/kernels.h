@@ -34,8 +34,9 @@ struct Embeddings {
   int64_t n, dim;
   int64_t padded_n;     // n up to whole tiles
   int64_t depth;        // lanes of a row in a product
-  int64_t width;        // from row to row: dim up to a step of 16 or more, an odd multiple where rows are long,
-                        // which would share few sets of the cache if a power of two lay between them
+  int64_t width;        // from row to row: dim up to a step of 16 or more, an odd number of steps where
+                        // rows are long, which would share few sets of the cache if a power of two
+                        // lay between them
   int64_t partner;      // rows i and i + partner are two views; 0 if rows have no partners
   T* rows;              // (padded_n, width / pack): left operand of z z^T, row after row
   T* panels;            // (padded_n / panel, depth, panel): right operand of z z^T

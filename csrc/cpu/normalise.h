@@ -105,10 +105,10 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
       for (int64_t d = from; d < z.width; ++d) row[d] = 0;
     } else {
       for (int64_t d = from; d < z.width; ++d) halves[d] = 0;
-    }
-    if (z.row_pairs) {
-      uint16_t* const pairs = (uint16_t*)(z.row_pairs + i / 2 * z.width) + i % 2;
-      for (int64_t d = 0; d < z.width; ++d) pairs[2 * d] = halves[d];
+      if (z.row_pairs) {
+        uint16_t* const pairs = (uint16_t*)(z.row_pairs + i / 2 * z.width) + i % 2;
+        for (int64_t d = 0; d < z.width; ++d) pairs[2 * d] = halves[d];
+      }
     }
   }
   for (int64_t i = rows.begin; i < rows.end; i += V::kLanes) {

@@ -18,8 +18,6 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
-
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
@@ -112,8 +110,7 @@ struct Input {
   Embeddings<T> rows{};
   T* group = nullptr;
 
-  // `gradient`: with the operands of the backward pass.
-  Input(const Tensor& input, bool partners, bool gradient = false)
+  Input(const Tensor& input, bool partners)
       : z(input.is_contiguous() ? input : torch::stable::contiguous(input)) {
     const Element element = element_of(z);
     if constexpr (std::is_same_v<T, double>) kernels = &kernels_double;
@@ -127,13 +124,17 @@ struct Input {
     rows.dim = dim;
     rows.padded_n = round_up(n, kTile);
     rows.depth = round_up(dim, step) / pack;
-    rows.width = round_up(dim, std::max<int64_t>(16, step));
-    if (rows.width >= 128) rows.width |= std::max<int64_t>(16, step);
+    const int64_t width_step = std::max<int64_t>(16, step);
+    rows.width = round_up(dim, width_step);
+    if (rows.width >= 128) rows.width |= width_step;
     rows.partner = partners ? n / 2 : 0;
     memory.want(rows.rows, rows.padded_n * rows.width / pack);
     memory.want(rows.panels, rows.padded_n * rows.depth);
-    if (gradient && pack == 2) memory.want(rows.row_pairs, rows.padded_n / 2 * rows.width);
     memory.want(rows.inverse_norm, rows.padded_n);
+  }
+
+  void want_gradient_operands() {
+    if (kernels->pack == 2) memory.want(rows.row_pairs, rows.padded_n / 2 * rows.width);
   }
 
   void want_groups(const std::optional<Tensor>& groups) {
@@ -326,7 +327,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
                                          const Tensor& log_denominator, const Tensor& num_positives,
                                          const Tensor& positives_similarity, const Loss& loss,
                                          double width) {
-  Input<T> input(z, true, true);
+  Input<T> input(z, true);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
   const RowValues<T> upstream("grad_loss", grad_loss, n), thresholds("threshold", threshold, n),
       logs("log_denominator", log_denominator, n),
@@ -339,6 +340,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   for (T** values : {&k, &denominator, &positive}) input.memory.want(*values, padded_n);
   for (double** values : {&partner_weight, &partner_share, &log_d})
     input.memory.want(*values, padded_n);
+  input.want_gradient_operands();
   input.memory.want(p.gradient, padded_n * input.rows.width);
   if (loss.own_shift) input.memory.want(shift, padded_n);
   if (width > 0) {

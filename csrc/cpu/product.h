@@ -1,6 +1,8 @@
 // The register-tiled product that every kernel spends its time in.
 #pragma once
 #include "amx.h"
+#include "kernels.h"
+#include "simd.h"
 
 namespace {
 

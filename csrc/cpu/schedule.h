@@ -11,6 +11,8 @@
 
 namespace arec::cpu {
 
+inline int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
+
 // Rows are cut into blocks of whole tiles. The size follows from n alone, so that the order of every
 // sum does: as large as two blocks fit the second cache, small enough for a few pairs at a time.
 inline int64_t block_rows(int64_t n) {
@@ -46,10 +48,9 @@ template <class Prepare, class Pair, class Finish>
 void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
   const int64_t size = block_rows(n), blocks = (n + size - 1) / size, slots = blocks / 2 + 1;
   const int64_t cut = blocks / 2 < 2 * int64_t(torch::stable::get_num_threads()) ? size / kTile : 1;
-  const int64_t piece = size / cut, pieces = (n + piece - 1) / piece;
-  const int64_t padded_n = (n + kTile - 1) / kTile * kTile;
-  const auto rows = [&](int64_t at) {
-    return Rows{at * piece, std::min((at + 1) * piece, padded_n)};
+  const int64_t piece = size / cut, pieces = blocks * cut, padded_n = round_up(n, kTile);
+  const auto rows = [&](int64_t at) {  // none, where the last block is short
+    return Rows{std::min(at * piece, padded_n), std::min((at + 1) * piece, padded_n)};
   };
   std::atomic<int64_t> next{0};
   std::vector<std::atomic<int64_t>> done(pieces);  // pairs that a piece has behind it
@@ -59,7 +60,7 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
       if (spins > 1000) sched_yield();
   };
   const auto advance = [&](int64_t at, int64_t pairs) {
-    if (pairs == blocks * cut) finish(rows(at));
+    if (pairs == pieces) finish(rows(at));
     done[at].store(pairs, std::memory_order_release);
   };
   parallel(slots * cut, [&](int64_t worker, int64_t) {
@@ -87,12 +88,11 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
           std::minmax({(centre - x + blocks) % blocks, (centre + odd + x) % blocks});
       if (first == second && i > j) continue;
       const int64_t one = first * cut + i, other = second * cut + j;
-      const bool pieces_exist[] = {one < pieces, other < pieces};  // the last block may be short
-      if (pieces_exist[0]) wait(one, round * cut + j);
-      if (pieces_exist[1]) wait(other, round * cut + i);
-      if (pieces_exist[0] && pieces_exist[1]) pair(rows(one), rows(other), worker);
-      if (pieces_exist[0]) advance(one, round * cut + j + 1);
-      if (pieces_exist[1] && other != one) advance(other, round * cut + i + 1);
+      wait(one, round * cut + j);
+      wait(other, round * cut + i);
+      pair(rows(one), rows(other), worker);
+      advance(one, round * cut + j + 1);
+      if (other != one) advance(other, round * cut + i + 1);
     }
   });
 }

@@ -92,7 +92,8 @@ void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, in
   });
 }
 
-// Adds sum exp((s - 1) / tau) over i < j to `sums` (padded_n / kTile), a tile of rows each; -2 |x_i - x_j|^2 = (s - 1) / tau at tau = 1/4.
+// Adds sum exp((s - 1) / tau) over i < j to `sums` (padded_n / kTile), one for each tile of rows;
+// -2 |x_i - x_j|^2 = (s - 1) / tau at tau = 1/4.
 template <class V>
 void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sums) {
   using T = typename V::Scalar;
