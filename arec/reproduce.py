@@ -88,7 +88,8 @@ def describe(table: Table, seeds: Sequence[int], given: Mapping[str, Any]) -> st
     """What was run, in a sentence."""
     changes = [f"{name} = {value}" for name, value in given.items() if name != "data_dir"]
     recipes = ", ".join(f"`{recipe(method)}`" for method in table.methods)
-    return f"Ours: {over_seeds(len(seeds))}, recipes {recipes}{', but ' * bool(changes)}{', '.join(changes)}."
+    but = f", but {', '.join(changes)}" if changes else ""
+    return f"Ours: {over_seeds(len(seeds))}, recipes {recipes}{but}."
 
 
 def main() -> None:
