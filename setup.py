@@ -1,7 +1,7 @@
 """Builds arec_kernels._C; everything else about the package is in pyproject.toml.
 
-The CPU kernels are one source compiled once for each instruction set. Without a C++ compiler the
-package installs without the extension and runs on the PyTorch reference.
+The CPU kernels are one source compiled once for each instruction set that the compiler knows. Without
+a C++ compiler the package installs without the extension and runs on the PyTorch reference.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ TORCH_FLOOR = (2, 10)
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of TORCH_FLOOR
 CPU = Path("csrc/cpu")
 KERNELS = CPU / "kernels.cpp"
+COMPILER = os.environ.get("CXX", "c++").split()
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
           "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # gcc 12's own AVX-512 header
@@ -36,11 +38,22 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH_FLOOR:
     sys.exit(f"arec: expected torch >= {'.'.join(map(str, TORCH_FLOOR))}, found {torch.__version__}")
 
 
+def accepted(name: str, flags: list[str]) -> bool:
+    """Whether the compiler knows an instruction set (AMX: gcc 11; pairs of bfloat16: gcc 10)."""
+    trial = subprocess.run([*COMPILER, *flags, "-fsyntax-only", "-x", "c++", "-"], input=b"", capture_output=True)
+    if trial.returncode:
+        print(f"arec: {COMPILER[0]} does not compile for {name}: installing without these kernels",
+              file=sys.stderr)
+    return not trial.returncode
+
+
 class Build(BuildExtension):
     """Adds the kernels, which torch's BuildExtension could compile with one list of flags only."""
 
     def build_extension(self, extension):
         for name, flags in INSTRUCTION_SETS.items():
+            if not accepted(name, flags):
+                continue
             extension.extra_objects += self.compiler.compile(
                 [str(KERNELS)],
                 output_dir=str(Path(self.build_temp) / name),
@@ -53,9 +66,8 @@ class Build(BuildExtension):
 
 
 def extensions() -> list:
-    compiler = os.environ.get("CXX", "c++").split()[0]
-    if not shutil.which(compiler):
-        print(f"arec: no C++ compiler ({compiler}): installing without the compiled kernels; "
+    if not shutil.which(COMPILER[0]):
+        print(f"arec: no C++ compiler ({COMPILER[0]}): installing without the compiled kernels; "
               "arec_kernels will run on its PyTorch reference", file=sys.stderr)
         return []
     return [

@@ -17,7 +17,9 @@ namespace arec::cpu {
 
 extern const IsaKernels kernels_portable;
 #if defined(__x86_64__)
-extern const IsaKernels kernels_avx2, kernels_avx512, kernels_avx512bf16, kernels_amx;
+// Weak: those that the compiler could not build (setup.py) are null.
+extern const IsaKernels kernels_avx2 __attribute__((weak)), kernels_avx512 __attribute__((weak)),
+    kernels_avx512bf16 __attribute__((weak)), kernels_amx __attribute__((weak));
 #endif
 
 namespace {
@@ -48,8 +50,10 @@ bool amx() {
 struct Candidate {
   const char* name;
   const IsaKernels* kernels;
-  bool (*supported)();
+  bool (*machine_has)();
   bool (*fast)() = [] { return true; };  // else it runs only where it is asked for by name
+
+  bool supported() const { return kernels && machine_has(); }
 };
 
 const Candidate kCandidates[] = {  // the fastest first
@@ -73,7 +77,8 @@ const IsaKernels& instruction_set(bool pairs) {
   bool below = false;  // at or after the forced one: bfloat16 pairs give way to plain AVX-512
   for (const Candidate& candidate : kCandidates) {
     const bool named = forced && !std::strcmp(forced, candidate.name);
-    STD_TORCH_CHECK(!named || candidate.supported(), "AREC_CPU_ISA: this machine has no ", forced);
+    STD_TORCH_CHECK(!named || candidate.supported(),
+                    "AREC_CPU_ISA: this machine or this build has no ", forced);
     below = below || !forced || !*forced || named;
     if (below && candidate.supported() && (named || candidate.fast()) &&
         (pairs || candidate.kernels->kernels.pack == 1))

@@ -30,7 +30,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     try:
         torch.ops.arec_kernels.cpu_exp2(torch.zeros(16))
     except RuntimeError:
-        pytest.skip(f"this machine has no {request.param}")
+        pytest.skip(f"this machine or this build has no {request.param}")
     return request.param
 
 
@@ -47,6 +47,22 @@ def test_every_instruction_set_is_correct(isa: str, options: dict, temperature: 
 def test_half_precision_on_every_instruction_set(isa: str, dtype: torch.dtype, d: int) -> None:
     z = make_rows(194, d, dtype)
     assert_correct(z, clear_thresholds(z), "cpp", temperature=0.2)
+
+
+@pytest.mark.parametrize("isa", ["amx"], indirect=True)
+def test_tile_registers_are_shared_with_the_matrix_products_of_torch(isa: str) -> None:
+    """oneDNN keeps its own layout of them, on the same threads."""
+    x, z = make_rows(256, 256, torch.bfloat16), make_rows(514, 64, torch.bfloat16).requires_grad_()
+
+    def product_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+        loss = adaptive_info_nce(z, 0.1, backend="cpp")
+        return x @ x, torch.autograd.grad(loss, z)[0]
+
+    product, gradient = product_and_gradient()
+    torch.testing.assert_close(product.float(), x.float() @ x.float(), atol=0.1, rtol=2**-7)
+    for _ in range(20):
+        again = product_and_gradient()
+        assert torch.equal(again[0], product) and torch.equal(again[1], gradient)
 
 
 def test_statistics_on_every_instruction_set(isa: str) -> None:
