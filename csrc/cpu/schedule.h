@@ -29,70 +29,132 @@ void parallel(int64_t most, F f) {
   });
 }
 
-// Runs, for blocks I <= J of n rows,
-//   prepare(I)          once a block, before anything needs it,
-//   pair(I, J, worker)  once a pair; it may write to the rows of both blocks,
-//   finish(I)           once a block, after the last pair with it.
-// A round-robin: in round r block I meets block J with I + J = r mod blocks, so that a block is in
-// one pair a round, and a block's pairs follow each other in the order of the rounds. Within a round
-// the pairs come in the order of their distance |I - J| around the ring of blocks: a pair follows two
-// of the round before whose distances are one less and one more, which are long done. Workers take
-// the next task of that one list, and wait until both of its blocks have finished the round before:
-// no barrier between rounds, no atomics on sums, no copy a thread. Whoever holds a task waits only
-// for earlier ones, which somebody is already running, so one thread alone never waits.
+// The tasks of all pairs of blocks of n rows, as one list in which every task follows those it needs.
+//
+// First every block is prepared. Then comes a round-robin: in round r block I meets block J with
+// I + J = r mod blocks, so that a block is in one pair a round, and its pairs follow each other in the
+// order of the rounds. The pairs of a round lie on the ring of blocks at growing distance from its
+// centre: a pair follows two of the round before, the next nearer and the next farther one.
 //
 // Where a round has too few pairs for the threads, a block is cut into pieces, prepared and finished
 // one by one, and a pair of blocks into pairs of pieces (i, j), diagonal after diagonal. As when one
 // thread goes over the whole pair, rows first, (i, j) follows (i, j - 1) and (i - 1, j): the same sums.
+class RoundRobin {
+ public:
+  struct Task {
+    enum { kPrepare, kPair, kNothing, kEnd } kind;
+    int64_t owner = 0;
+    int64_t one = 0, other = 0;            // pieces
+    int64_t one_turn = 0, other_turn = 0;  // pairs that each must have behind it
+  };
+
+  RoundRobin(int64_t n, int64_t owners)
+      : padded_n_(round_up(n, kTile)),
+        size_(block_rows(n)),
+        blocks_((n + size_ - 1) / size_),
+        slots_(blocks_ / 2 + 1),
+        cut_(blocks_ / 2 < 2 * owners ? size_ / kTile : 1),
+        owners_(owners) {}
+
+  int64_t pieces() const { return blocks_ * cut_; }
+  Rows rows(int64_t piece) const {  // none, where the last block is short
+    const int64_t step = size_ / cut_;
+    return {std::min(piece * step, padded_n_), std::min((piece + 1) * step, padded_n_)};
+  }
+
+  Task operator[](int64_t at) const {
+    if (at < pieces()) return {Task::kPrepare, at * owners_ / pieces(), at, at, -1, -1};
+    at -= pieces();
+    const auto digit = [&](int64_t base) {
+      const int64_t value = at % base;
+      at /= base;
+      return value;
+    };
+    const int64_t i = digit(cut_), slot = digit(slots_), j = digit(2 * cut_ - 1) - i, round = at;
+    if (round >= blocks_) return {Task::kEnd};
+    // The pairs are centre -+ x, from both ends of the range of x to its middle.
+    const int64_t odd = blocks_ % 2 ? 0 : round % 2, last = (blocks_ - odd) / 2;
+    if (slot > last || j < 0 || j >= cut_) return {Task::kNothing};
+    const int64_t x = slot % 2 ? last - slot / 2 : slot / 2;
+    const int64_t centre = blocks_ % 2 ? round * slots_ % blocks_ : round / 2;
+    const auto [first, second] =
+        std::minmax({(centre - x + blocks_) % blocks_, (centre + odd + x) % blocks_});
+    if (first == second && i > j) return {Task::kNothing};
+    // A worker's pairs lie next to each other, so that most blocks stay in its cache for the next
+    // round. Where workers do not divide the pairs, their borders move by half a pair.
+    const int64_t owner = (2 * (x * cut_ + i) + round / 2 % 2) * owners_ / (2 * (last + 1) * cut_);
+    return {Task::kPair, owner, first * cut_ + i, second * cut_ + j, round * cut_ + j, round * cut_ + i};
+  }
+
+ private:
+  int64_t padded_n_, size_, blocks_, slots_, cut_, owners_;
+};
+
+// Runs, for blocks I <= J of n rows, or for pieces of them,
+//   prepare(I)          once a block, before anything needs it,
+//   pair(I, J, worker)  once a pair; it may write to the rows of both blocks,
+//   finish(I)           once a block, after the last pair with it.
+// A worker goes through its own tasks; each waits until both of its blocks have their earlier pairs
+// behind them: no barrier between rounds, no atomics on sums, no copy a thread. Tasks whose owner has
+// no thread yet, or is late, are anybody's. Nobody holds a task while it waits, so the first one that
+// is not begun can always run.
 template <class Prepare, class Pair, class Finish>
 void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
-  const int64_t size = block_rows(n), blocks = (n + size - 1) / size, slots = blocks / 2 + 1;
-  const int64_t cut = blocks / 2 < 2 * int64_t(torch::stable::get_num_threads()) ? size / kTile : 1;
-  const int64_t piece = size / cut, pieces = blocks * cut, padded_n = round_up(n, kTile);
-  const auto rows = [&](int64_t at) {  // none, where the last block is short
-    return Rows{std::min(at * piece, padded_n), std::min((at + 1) * piece, padded_n)};
+  using Task = RoundRobin::Task;
+  enum Outcome { kRan, kWaits, kOver };
+  struct alignas(64) Counter {
+    std::atomic<int64_t> value{0};
   };
-  std::atomic<int64_t> next{0};
-  std::vector<std::atomic<int64_t>> done(pieces);  // pairs that a piece has behind it
-  for (auto& pairs : done) pairs.store(-1, std::memory_order_relaxed);
-  const auto wait = [&](int64_t at, int64_t pairs) {
-    for (int spins = 0; done[at].load(std::memory_order_acquire) != pairs; ++spins)
-      if (spins > 1000) sched_yield();
+  constexpr int kSpins = 1000, kPatience = 1200;  // waits without, and with, giving way to other threads
+  const int64_t most = round_up(n, kTile) / kTile;
+  const int64_t owners = std::min<int64_t>(torch::stable::get_num_threads(), most);
+  const RoundRobin tasks(n, owners);
+  std::atomic<int64_t> arrived{0};
+  std::vector<Counter> next(owners);          // where in the list each owner is
+  std::vector<Counter> turn(tasks.pieces());  // pairs that a piece has behind it; -1: not prepared
+  for (auto& pairs : turn) pairs.value.store(-1, std::memory_order_relaxed);
+  const auto advance = [&](int64_t piece, int64_t pairs) {
+    if (pairs == tasks.pieces()) finish(tasks.rows(piece));
+    turn[piece].value.store(pairs, std::memory_order_release);
   };
-  const auto advance = [&](int64_t at, int64_t pairs) {
-    if (pairs == pieces) finish(rows(at));
-    done[at].store(pairs, std::memory_order_release);
+  const auto ready = [&](int64_t piece, int64_t pairs) {
+    return turn[piece].value.load(std::memory_order_acquire) == pairs;
   };
-  parallel(slots * cut, [&](int64_t worker, int64_t) {
+  // Runs the owner's next task, unless that has to wait.
+  const auto run_next = [&](int64_t owner, int64_t worker) {
+    int64_t at = next[owner].value.load(std::memory_order_relaxed);
     for (;;) {
-      const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
-      if (task < pieces) {
-        prepare(rows(task));
-        done[task].store(0, std::memory_order_release);
+      const Task task = tasks[at];
+      if (task.kind == Task::kEnd) return kOver;
+      const bool own = task.kind != Task::kNothing && task.owner == owner;
+      if (own && !(ready(task.one, task.one_turn) && ready(task.other, task.other_turn))) return kWaits;
+      if (!next[owner].value.compare_exchange_weak(at, at + 1, std::memory_order_relaxed)) continue;
+      ++at;
+      if (!own) continue;
+      if (task.kind == Task::kPrepare) prepare(tasks.rows(task.one));
+      else pair(tasks.rows(task.one), tasks.rows(task.other), worker);
+      advance(task.one, task.one_turn + 1);
+      if (task.other != task.one) advance(task.other, task.other_turn + 1);
+      return kRan;
+    }
+  };
+  parallel(most, [&](int64_t, int64_t) {
+    const int64_t worker = arrived.fetch_add(1, std::memory_order_relaxed);
+    for (int waits = 0;;) {
+      Outcome outcome = run_next(worker, worker);
+      if (outcome == kRan) {
+        waits = 0;
         continue;
       }
-      int64_t rest = task - pieces;
-      const auto digit = [&](int64_t base) {
-        const int64_t value = rest % base;
-        rest /= base;
-        return value;
-      };
-      const int64_t i = digit(cut), slot = digit(slots), j = digit(2 * cut - 1) - i, round = rest;
-      if (round >= blocks) return;
-      // The pairs are centre -+ x; the distance grows from both ends of the range of x.
-      const int64_t odd = blocks % 2 ? 0 : round % 2, last = (blocks - odd) / 2;
-      if (slot > last || j < 0 || j >= cut) continue;
-      const int64_t centre = blocks % 2 ? round * slots % blocks : round / 2;
-      const int64_t x = slot % 2 ? last - slot / 2 : slot / 2;
-      const auto [first, second] =
-          std::minmax({(centre - x + blocks) % blocks, (centre + odd + x) % blocks});
-      if (first == second && i > j) continue;
-      const int64_t one = first * cut + i, other = second * cut + j;
-      wait(one, round * cut + j);
-      wait(other, round * cut + i);
-      pair(rows(one), rows(other), worker);
-      advance(one, round * cut + j + 1);
-      if (other != one) advance(other, round * cut + i + 1);
+      bool over = outcome == kOver;
+      const bool anybodys = over || waits > kPatience;
+      for (int64_t owner = anybodys ? 0 : arrived.load(std::memory_order_relaxed);
+           owner < owners && outcome != kRan; ++owner) {
+        outcome = run_next(owner, worker);
+        over = over && outcome == kOver;
+      }
+      if (over) return;
+      if (outcome != kRan && ++waits > kSpins) sched_yield();
     }
   });
 }
