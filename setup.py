@@ -40,7 +40,8 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH_FLOOR:
 
 def accepted(name: str, flags: list[str]) -> bool:
     """Whether the compiler knows an instruction set (AMX: gcc 11; pairs of bfloat16: gcc 10)."""
-    trial = subprocess.run([*COMPILER, *flags, "-fsyntax-only", "-x", "c++", "-"], input=b"", capture_output=True)
+    command = [*COMPILER, *flags, "-fsyntax-only", "-x", "c++", "-"]
+    trial = subprocess.run(command, input=b"", capture_output=True)
     if trial.returncode:
         print(f"arec: {COMPILER[0]} does not compile for {name}: installing without these kernels",
               file=sys.stderr)

@@ -53,8 +53,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    write_atomically(path, lambda file: file.write(content))
+
+
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,7 +69,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     # In memory first: PyTorch hides a full disk or a Ctrl-C under an error of its own.
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+    write_bytes(path, buffer.getbuffer())
 
 
 def read_config(run: Path) -> Config:

@@ -45,6 +45,7 @@ class Plot:
     takes: str  # what `select` looks for, after "it takes"
     select: Callable[[Sequence[Run]], list[Run]]
     draw: Callable[[Sequence[Run]], Figure]  # of selected runs, at least one
+    made_of: Sequence[dict[str, Any]]  # the method and settings of the runs that reproduce it
 
 
 def _logging(key: str) -> Callable[[Sequence[Run]], list[Run]]:
@@ -291,6 +292,11 @@ def false_negatives(runs: Sequence[Run]) -> Figure:
     return figure
 
 
+_ADAPTIVEREC = {"method": "adaptiverec"}
+_WITH_DUOREC = ({"method": "duorec"}, _ADAPTIVEREC)
+_MASK_ONLY = {**_ADAPTIVEREC, "positives": False}
+_FREE = {"regulariser": "paper", "lambda_reg": 0.0, "threshold_grad": 0.05}
+
 # By file name.
 FIGURES = {
     "similarity.png": Plot(
@@ -298,24 +304,28 @@ FIGURES = {
         "runs that log similarities (contrastive methods do)",
         _logging("similarity_histogram"),
         similarity,
+        _WITH_DUOREC,
     ),
     "uniformity.png": Plot(
         "Fig. 3, uniformity",
         "runs that log uniformity (contrastive methods do)",
         _logging("uniformity"),
         uniformity,
+        _WITH_DUOREC,
     ),
     "simthres.png": Plot(
         "Fig. 4, SimThres",
         "runs that log SimThres (adaptiverec does)",
         _logging("k_mean"),
         simthres,
+        [_ADAPTIVEREC],
     ),
     "alignment-uniformity.png": Plot(
         "Fig. 5, alignment and uniformity",
         "runs that log alignment and uniformity (contrastive methods do)",
         _logging("uniformity"),
         alignment_uniformity,
+        _WITH_DUOREC,
     ),
     "collapse.png": Plot(
         "Appendix A, SimThres without regulariser",
@@ -323,23 +333,27 @@ FIGURES = {
         "regulariser and is else the same",
         _collapse_runs,
         collapse,
+        [_MASK_ONLY, {**_MASK_ONLY, **_FREE}],
     ),
     "widths.png": Plot(
         "Appendix B, similarities by hidden_size",
         "contrastive runs that differ in hidden_size and else are the same",
         _widths_runs,
         widths,
+        [{**_ADAPTIVEREC, "hidden_size": size} for size in (64, 128, 256)],
     ),
     "quantile.png": Plot(
         "Sec. 3.2.1, choice of the quantile",
         "finished adaptiverec runs that differ in quantile and else are the same",
         _quantile_runs,
         quantile_sweep,
+        [{**_ADAPTIVEREC, "quantile": q} for q in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)],
     ),
     "false-negatives.png": Plot(
         "precision and recall of false negatives",
         "runs that log false negatives (adaptiverec does on built-in data)",
         _logging("false_negatives"),
         false_negatives,
+        [_ADAPTIVEREC],
     ),
 }

@@ -9,9 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from arec.checkpoint import LOG, METRICS, RunError, read_config, write_atomically
+from arec.checkpoint import LOG, METRICS, RunError, read_config, write_bytes
 from arec.cli import Parser, run
-from arec.figures import FIGURES, Run
+from arec.figures import FIGURES, Plot, Run
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -53,6 +53,13 @@ def names(folders: Sequence[Path]) -> list[str]:
             return found
 
 
+def png(plot: Plot, runs: Sequence[Run]) -> bytes:
+    """The figure of selected runs, at least one."""
+    buffer = io.BytesIO()
+    plot.draw(runs).savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
 def main() -> None:
     parser = Parser(
         "arec.report",
@@ -75,14 +82,12 @@ def main() -> None:
         if not shown:
             lines.append(f"left out: {file} ({plot.title}): it takes {plot.takes}")
             continue
-        buffer = io.BytesIO()
-        plot.draw(shown).savefig(buffer, format="png", dpi=150)
-        files[arguments.out / file] = buffer.getvalue()
+        files[arguments.out / file] = png(plot, shown)
         lines.append(f"wrote {arguments.out / file} ({plot.title})")
         if left_out := ", ".join(run.name for run in runs if run not in shown):
             lines.append(f"left out of {file}: {left_out}: it takes {plot.takes}")
     for path, content in files.items():
-        write_atomically(path, lambda file, content=content: file.write(content))
+        write_bytes(path, content)
     print("\n".join(lines))
 
 

@@ -1,4 +1,4 @@
-"""``python -m arec.reproduce table1|table2``: a table of the paper again, beside its figures.
+"""``python -m arec.reproduce table1|table2|figures``: the paper's tables and figures again.
 
 Runs that are missing are trained, interrupted ones go on, finished ones stay.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +19,65 @@ from arec.checkpoint import (
     load_data,
     located,
     read_config,
+    write_bytes,
     write_text,
 )
 from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import PLACES, Config
-from arec.tables import TABLES, Results, Table, over_seeds, to_csv, to_markdown
+from arec.figures import FIGURES
+from arec.report import png, read_run
+from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown
 from arec.train import train
 
-# Where a run stands, and its settings, by method, view pairs and seed.
-Plan = Mapping[tuple[str, str, int], tuple[Path, Config]]
+FIGURES_OF = "figures"
+VIEWS = "us_x"  # of the paper's figures and of its Table 1
+
+# Where a run stands, and its settings.
+Planned = tuple[Path, Config]
 
 
-def recipe(method: str) -> str:
-    """The faithful recipe; the published programs have the same settings for every data set."""
-    return f"{method}-ml-1m-published"
+@dataclass(frozen=True)
+class Plan:
+    """What runs on one data set are called, and how they are set."""
 
+    dataset: str
+    given: Mapping[str, Any]  # settings from the command line, before which those of a recipe give way
+    runs_dir: Path
 
-def plan(
-    table: Table, dataset: str, seeds: Sequence[int], given: Mapping[str, Any], runs_dir: Path
-) -> Plan:
-    """The runs that a table needs, one seed after the other."""
-    planned = {}
-    for seed in seeds:
-        for method, views in table.runs():
-            own = {"dataset": dataset, "views": views, "seed": seed}
-            folder = runs_dir / f"{Path(dataset).name}-{method}-{views}-seed{seed}"
-            config = Config.from_settings({**given, **own}, recipe(method))
-            planned[method, views, seed] = (folder, located(config))
-    return planned
+    @property
+    def name(self) -> str:
+        return Path(self.dataset).name
+
+    def recipe(self, method: str) -> str | None:
+        """The faithful one, whose settings are the same for every data set; the built-in data take
+        the default settings."""
+        return None if self.dataset == "builtin" else f"{method}-ml-1m-published"
+
+    def run(self, method: str, views: str, seed: int, **changes: Any) -> Planned:
+        """The run of a method on view pairs, with ``changes`` to its recipe."""
+        own = {"dataset": self.dataset, "method": method, "views": views, "seed": seed}
+        settings = {**self.given, **own}
+        usual = Config.from_settings(settings, self.recipe(method))
+        changes = {name: value for name, value in changes.items() if getattr(usual, name) != value}
+        config = Config.from_settings({**settings, **changes}, self.recipe(method))
+        what = [f"{name}-{value}" for name, value in changes.items()]
+        folder = "-".join([self.name, method, views, *what, f"seed{seed}"])
+        return self.runs_dir / folder, located(config)
+
+    def table(self, table: Table, seeds: Sequence[int]) -> dict[tuple[str, str], list[Planned]]:
+        """The runs of every method and view pairs, a seed each."""
+        return {key: [self.run(*key, seed) for seed in seeds] for key in table.runs()}
+
+    def figures(self, seeds: Sequence[int]) -> dict[str, list[Planned]]:
+        """The runs of every figure; only the sweep of the quantile has use for more seeds than one."""
+        return {
+            file: [
+                self.run(views=VIEWS, seed=seed, **settings)
+                for seed in (seeds if file == "quantile.png" else seeds[:1])
+                for settings in plot.made_of
+            ]
+            for file, plot in FIGURES.items()
+        }
 
 
 def is_finished(folder: Path, config: Config) -> bool:
@@ -67,8 +99,10 @@ def is_finished(folder: Path, config: Config) -> bool:
     return (folder / METRICS).is_file()
 
 
-def train_missing(runs: Iterable[tuple[Path, Config]]) -> None:
-    missing = [(folder, config) for folder, config in runs if not is_finished(folder, config)]
+def train_missing(runs: Iterable[Planned]) -> None:
+    """One seed after the other."""
+    ordered = sorted(dict(runs).items(), key=lambda run: run[1].seed)
+    missing = [(folder, config) for folder, config in ordered if not is_finished(folder, config)]
     for config in {config.dataset: config for _, config in missing}.values():
         load_data(config)  # that one cannot be had should be said now, not in a day
     for number, (folder, config) in enumerate(missing, start=1):
@@ -76,35 +110,50 @@ def train_missing(runs: Iterable[tuple[Path, Config]]) -> None:
         train(config, folder)
 
 
-def read_results(planned: Plan) -> Results:
-    results: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for (method, views, _), (folder, _) in planned.items():
-        metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-        results.setdefault((method, views), []).append(metrics)
-    return results
-
-
-def describe(table: Table, seeds: Sequence[int], given: Mapping[str, Any]) -> str:
+def describe(plan: Plan, table: Table, seeds: Sequence[int]) -> str:
     """What was run, in a sentence."""
-    changes = [f"{name} = {value}" for name, value in given.items() if name != "data_dir"]
-    recipes = ", ".join(f"`{recipe(method)}`" for method in table.methods)
+    changes = [f"{name} = {value}" for name, value in plan.given.items() if name != "data_dir"]
+    recipes = [f"`{name}`" for name in map(plan.recipe, table.methods) if name]
+    settings = f"recipes {', '.join(recipes)}" if recipes else "default settings"
     but = f", but {', '.join(changes)}" if changes else ""
-    return f"Ours: {over_seeds(len(seeds))}, recipes {recipes}{but}."
+    return f"Ours: {over_seeds(len(seeds))}, {settings}{but}."
+
+
+def write_table(plan: Plan, name: str, seeds: Sequence[int]) -> None:
+    results = {
+        key: [json.loads((folder / METRICS).read_text(encoding="utf-8")) for folder, _ in runs]
+        for key, runs in plan.table(TABLES[name], seeds).items()
+    }
+    text = to_markdown(name, plan.name, results, describe(plan, TABLES[name], seeds))
+    write_text(plan.runs_dir / f"{name}-{plan.name}.md", text)
+    write_text(plan.runs_dir / f"{name}-{plan.name}.csv", to_csv(name, plan.name, results))
+    print(text)
+
+
+def draw_figures(plan: Plan, seeds: Sequence[int]) -> None:
+    for file, runs in plan.figures(seeds).items():
+        shown = FIGURES[file].select([read_run(folder, folder.name) for folder, _ in runs])
+        if shown:  # planted truth is in the built-in data only
+            path = plan.runs_dir / f"{FIGURES_OF}-{plan.name}" / file
+            write_bytes(path, png(FIGURES[file], shown))
+            print(f"wrote {path} ({FIGURES[file].title})")
 
 
 def main() -> None:
     parser = Parser(
         "arec.reproduce",
-        "Make a table of the paper again, beside its figures. The settings of arec.train (see its "
-        "--help) are options here too, all but --method and --views.",
+        "Make a table of the paper again, beside its figures, or draw its figures again (on the "
+        "built-in data unless --dataset says another). The settings of arec.train (see its --help) "
+        "are options here too, all but --method and --views.",
     )
-    parser.add_argument("table", choices=TABLES, help="which one")
+    parser.add_argument("what", choices=(*TABLES, FIGURES_OF), help="which table, or all figures")
     parser.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="runs of each cell, from --seed upwards"
-    )
+        "--seeds", type=int, default=1, metavar="N",
+        help="runs of each cell, or point of a sweep, from --seed upwards",
+    )  # fmt: skip
     parser.add_argument(
         "--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
-        help="where the run folders and the tables are",
+        help="where the run folders, tables and figures are",
     )  # fmt: skip
     add_settings(parser, listed=False)
     arguments = parser.parse_args()
@@ -113,21 +162,22 @@ def main() -> None:
         parser.error(f"--seeds: expected at least 1, got {arguments.seeds}")
     for name in ("method", "views"):
         if name in given:
-            parser.error(f"--{name}: the table says which; expected no such option")
-    table, runs_dir = TABLES[arguments.table], arguments.runs_dir
-    datasets = [given.pop("dataset")] if "dataset" in given else table.datasets
+            parser.error(f"--{name}: the table or figure says which; expected no such option")
+    table = TABLES.get(arguments.what)
+    datasets = table.datasets if table else ("builtin",)
+    if "dataset" in given:
+        datasets = (given.pop("dataset"),)
     first = Config.from_settings({"seed": given.pop("seed", 0)}).seed
     seeds = range(first, first + arguments.seeds)
 
-    plans = {dataset: plan(table, dataset, seeds, given, runs_dir) for dataset in datasets}
-    train_missing(run for planned in plans.values() for run in planned.values())
-    for dataset, planned in plans.items():
-        name, results = Path(dataset).name, read_results(planned)
-        text = to_markdown(arguments.table, name, results, describe(table, seeds, given))
-        figures = to_csv(arguments.table, name, results)
-        write_text(runs_dir / f"{arguments.table}-{name}.md", text)
-        write_text(runs_dir / f"{arguments.table}-{name}.csv", figures)
-        print(text)
+    plans = [Plan(dataset, given, arguments.runs_dir) for dataset in datasets]
+    needed = [plan.table(table, seeds) if table else plan.figures(seeds) for plan in plans]
+    train_missing(run for runs in needed for each in runs.values() for run in each)
+    for plan in plans:
+        if table:
+            write_table(plan, arguments.what, seeds)
+        else:
+            draw_figures(plan, seeds)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The paper's tables again: what is missing is run, what is there stays, the rest is arithmetic."""
+"""The paper's tables and figures again: what is missing is run, what is there stays."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 
 from arec import reproduce, tables
 from arec.cli import run
+from arec.config import Config
+from arec.figures import FIGURES
 from arec.trainer import Trainer
 
 # A tiny form of the published recipes.
@@ -94,11 +96,37 @@ def test_goes_on_with_what_was_cut_off(log_file, tmp_path, monkeypatch, capsys) 
     assert epochs == [0, 1, 1, 0, 0, 1, 0, 1], "no epoch is trained twice"
 
 
+def test_figures_share_their_runs(log_file, tmp_path, monkeypatch, capsys) -> None:
+    runs = tmp_path / "runs"
+    options = ["--dataset", log_file, "--runs-dir", runs, *TINY, "--seeds", 2]
+    call(monkeypatch, "figures", *options)
+    drawn = {path.name for path in (runs / "figures-walks.txt").iterdir()}
+    assert drawn == {*FIGURES} - {"false-negatives.png"}, "the truth about them is in planted data only"
+    assert capsys.readouterr().out.count("wrote ") == len(drawn)
+    folders = {path.parent.name: path for path in runs.glob("*/metrics.json")}
+    seed0 = [name for name in folders if name.endswith("seed0")]
+    swept = [name for name in seed0 if "-quantile-" in name]
+    assert len(swept) == 6 and len(seed0) == 2 + 6 + 3 + 2, "quantiles, widths and Appendix A"
+    assert len(folders) == len(seed0) + 1 + 6, "further seeds are for the sweep"
+
+    written = {path: path.stat().st_mtime_ns for path in folders.values()}
+    call(monkeypatch, "table1", *options)
+    assert len([*runs.glob("*/metrics.json")]) == len(folders) + 2 + 1, "cl4srec, and duorec's seed 1"
+    assert all(path.stat().st_mtime_ns == time for path, time in written.items())
+
+
+def test_the_built_in_data_take_the_default_settings() -> None:
+    plan = reproduce.Plan("builtin", {"epochs": 3}, Path("runs"))
+    folder, config = plan.run("adaptiverec", "us_x", 1, hidden_size=128, quantile=0.9)
+    assert folder == Path("runs/builtin-adaptiverec-us_x-hidden_size-128-seed1")
+    assert config == Config(epochs=3, hidden_size=128, seed=1, views="us_x", quantile=0.9)
+
+
 def test_help_shows_its_own_options(monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit):
         call(monkeypatch, "--help")
     text = capsys.readouterr().out
-    assert re.findall(r"^  (?:-h, )?(--\S+)", text, re.M) == ["--help", "--seeds", "--runs-dir"]
+    assert re.findall(r"^  (?:-h, )?(--\S+)", text, re.MULTILINE) == ["--help", "--seeds", "--runs-dir"]
     assert "settings of arec.train (see its --help)" in " ".join(text.split())
 
 
@@ -107,7 +135,7 @@ def test_help_shows_its_own_options(monkeypatch, capsys) -> None:
     [
         (["table3"], "table3"),
         (["table1", "--seeds", "0"], "--seeds: expected at least 1, got 0"),
-        (["table1", "--views", "un"], "--views: the table says which"),
+        (["table1", "--views", "un"], "--views: the table or figure says which"),
         (["table1", "--epochs", "0"], "epochs: "),
         (["table1", "--dataset", "{tmp}/nothing.txt"], "nothing.txt: no such file"),
         (["table1", "--data-dir", "{tmp}/nowhere"], "nowhere: no such folder"),
