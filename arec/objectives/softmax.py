@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # On a CPU a chunk's logits should stay in the last-level cache; a GPU wants larger products.
 _LOGITS_PER_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}
+# Chunks of few different sizes: oneDNN compiles its products anew for every shape.
+_STEP = 64
 
 
 def full_softmax_loss(
@@ -34,19 +37,24 @@ class _FullSoftmax(torch.autograd.Function):
             if torch.is_autocast_enabled(device)
             else item_table.dtype
         )
-        states, items = hidden.to(product_dtype), item_table[1:].to(product_dtype)
-        labels = targets[:, None] - 1
+        items = item_table[1:].to(product_dtype)
         rows = max(1, _LOGITS_PER_CHUNK.get(device, 1 << 24) // len(items))
+        step = min(_STEP, rows)
+        rows -= rows % step
+        count = len(hidden)
+        filling = -count % step  # rows of zeros, which add nothing to the gradient of the items
+        states = F.pad(hidden.to(product_dtype), (0, 0, 0, filling))
+        labels = F.pad(targets - 1, (0, filling))[:, None]
         # Of the gradient (softmax - one-hot target) the one-hot part is known without any logits.
-        grad_hidden = -item_table[targets]
+        grad_hidden = F.pad(-item_table[targets], (0, 0, 0, filling))
         grad_table = torch.zeros_like(item_table)
         grad_table.index_add_(0, targets, hidden.to(item_table.dtype), alpha=-1)
-        loss = item_table.new_zeros(())
+        losses = item_table.new_empty(count + filling)
         # One chunk's memory serves them all: fresh memory would have to be mapped for each.
         product_buffer = states.new_empty(min(rows, len(states)), len(items))
         logit_buffer = product_buffer.to(item_table.dtype)  # the same one unless autocast narrows
-        for chunk_states, chunk_labels, chunk_grad in zip(
-            states.split(rows), labels.split(rows), grad_hidden.split(rows)
+        for chunk_states, chunk_labels, chunk_grad, chunk_losses in zip(
+            states.split(rows), labels.split(rows), grad_hidden.split(rows), losses.split(rows)
         ):
             products = product_buffer[: len(chunk_states)]
             logits = logit_buffer[: len(chunk_states)]
@@ -55,13 +63,13 @@ class _FullSoftmax(torch.autograd.Function):
             top = logits.amax(dim=1, keepdim=True)
             products.copy_(logits.sub_(top).exp_())
             total = logits.sum(dim=1, keepdim=True)
-            loss += (total.log() + top - target_logits).sum()
+            chunk_losses.copy_((total.log() + top - target_logits).squeeze(1))
             # Dividing narrow results by the totals saves a pass over the logits.
             chunk_grad += (products @ items) / total
             grad_table[1:] += products.T @ (chunk_states / total).to(product_dtype)
-        ctx.save_for_backward(grad_hidden, grad_table)
-        ctx.count = max(len(hidden), 1)
-        return loss / ctx.count
+        ctx.save_for_backward(grad_hidden[:count], grad_table)
+        ctx.count = max(count, 1)
+        return losses[:count].sum() / ctx.count
 
     @staticmethod
     @once_differentiable
