@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # On a CPU a chunk's logits should stay in the last-level cache; a GPU wants larger products.
-_LOGITS_PER_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 28}
+_LOGITS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
 # Chunks of few different sizes: oneDNN compiles its products anew for every shape.
 _STEP = 64
 
