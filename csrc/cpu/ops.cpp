@@ -458,22 +458,24 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
     input.normalise({tiles * worker / workers * kTile, tiles * (worker + 1) / workers * kTile});
   });
   parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
-    std::vector<T> similarities(group * rows.padded_n), candidates(rows.n), scratch(rows.n);
+    std::vector<T> similarities(group * rows.padded_n), scratch(rows.n);
     for (int64_t first = worker * group; first < rows.n; first += workers * group) {
       input.kernels->row_similarities(rows, first, similarities.data());
       for (int64_t i = first; i < std::min(first + group, rows.n); ++i) {
-        const T* const s = similarities.data() + (i - first) * rows.padded_n;
+        T* const s = similarities.data() + (i - first) * rows.padded_n;
         const int64_t partner = i < rows.partner ? i + rows.partner : i - rows.partner;
-        int64_t count = 0;
-        bool nan = false;
-        for (int64_t j = 0; j < rows.n; ++j) {
-          const bool candidate = (j != i) & (j != partner) &
-                                 !(input.group && input.group[j] == input.group[i]);
-          candidates[count] = s[j];
-          count += candidate;
-          nan |= candidate && s[j] != s[j];
+        int64_t count = rows.n;  // of candidates; from the end, the others give way to the last one
+        const auto drop = [&](int64_t j) { s[j] = s[--count]; };
+        if (input.group) {
+          for (int64_t j = rows.n - 1; j >= 0; --j)
+            if (j == i || j == partner || input.group[j] == input.group[i]) drop(j);
+        } else {
+          drop(std::max(i, partner));
+          drop(std::min(i, partner));
         }
-        quantiles[i] = nan ? T(kNaN) : halfway(candidates.data(), count, q, scratch.data());
+        bool nan = false;
+        for (int64_t k = 0; k < count; ++k) nan |= s[k] != s[k];
+        quantiles[i] = nan ? T(kNaN) : halfway(s, count, q, scratch.data());
       }
     }
   });
