@@ -420,14 +420,17 @@ T halfway(T* values, int64_t n, double q, T* scratch) {
     // Every 16th value brackets the two, four standard deviations wide; only what lies between is
     // selected from. Where the bracket misses, all values are.
     for (int64_t k = 0; k < sample; ++k) scratch[k] = values[k * kStride];
-    const int64_t margin = int64_t(2 * std::sqrt(double(sample))), at = r / kStride;
-    const auto bound = [&](int64_t rank) {
-      if (rank < 0) return -kInfinity;
-      if (rank >= sample) return kInfinity;
-      std::nth_element(scratch, scratch + rank, scratch + sample);
-      return scratch[rank];
-    };
-    const T low = bound(at - margin), high = bound(at + margin);
+    const int64_t margin = 1 + int64_t(4 * std::sqrt(q * (1 - q) * double(sample)));
+    const int64_t at = r / kStride, lower = at - margin, upper = at + margin;
+    T low = -kInfinity, high = kInfinity;
+    if (lower >= 0) {
+      std::nth_element(scratch, scratch + lower, scratch + sample);
+      low = scratch[lower];
+    }
+    if (upper < sample) {
+      std::nth_element(scratch + std::max<int64_t>(lower, 0), scratch + upper, scratch + sample);
+      high = scratch[upper];
+    }
     int64_t below = 0, between = 0;
     for (int64_t k = 0; k < n; ++k) {
       scratch[between] = values[k];
