@@ -34,6 +34,8 @@ VIEWS = "us_x"  # of the paper's figures and of its Table 1
 
 # Where a run stands, and its settings.
 Planned = tuple[Path, Config]
+TableRuns = Mapping[tuple[str, str], Sequence[Planned]]  # by method and view pairs, a seed each
+FigureRuns = Mapping[str, Sequence[Planned]]  # by file
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,11 @@ class Plan:
         folder = "-".join([self.name, method, views, *what, f"seed{seed}"])
         return self.runs_dir / folder, located(config)
 
-    def table(self, table: Table, seeds: Sequence[int]) -> dict[tuple[str, str], list[Planned]]:
-        """The runs of every method and view pairs, a seed each."""
+    def table(self, table: Table, seeds: Sequence[int]) -> TableRuns:
         return {key: [self.run(*key, seed) for seed in seeds] for key in table.runs()}
 
-    def figures(self, seeds: Sequence[int]) -> dict[str, list[Planned]]:
-        """The runs of every figure; only the sweep of the quantile has use for more seeds than one."""
+    def figures(self, seeds: Sequence[int]) -> FigureRuns:
+        """Only the sweep of the quantile has use for more seeds than one."""
         return {
             file: [
                 self.run(views=VIEWS, seed=seed, **settings)
@@ -119,10 +120,10 @@ def describe(plan: Plan, table: Table, seeds: Sequence[int]) -> str:
     return f"Ours: {over_seeds(len(seeds))}, {settings}{but}."
 
 
-def write_table(plan: Plan, name: str, seeds: Sequence[int]) -> None:
+def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) -> None:
     results = {
         key: [json.loads((folder / METRICS).read_text(encoding="utf-8")) for folder, _ in runs]
-        for key, runs in plan.table(TABLES[name], seeds).items()
+        for key, runs in needed.items()
     }
     text = to_markdown(name, plan.name, results, describe(plan, TABLES[name], seeds))
     write_text(plan.runs_dir / f"{name}-{plan.name}.md", text)
@@ -130,8 +131,8 @@ def write_table(plan: Plan, name: str, seeds: Sequence[int]) -> None:
     print(text)
 
 
-def draw_figures(plan: Plan, seeds: Sequence[int]) -> None:
-    for file, runs in plan.figures(seeds).items():
+def draw_figures(plan: Plan, needed: FigureRuns) -> None:
+    for file, runs in needed.items():
         shown = FIGURES[file].select([read_run(folder, folder.name) for folder, _ in runs])
         if shown:  # planted truth is in the built-in data only
             path = plan.runs_dir / f"{FIGURES_OF}-{plan.name}" / file
@@ -173,11 +174,11 @@ def main() -> None:
     plans = [Plan(dataset, given, arguments.runs_dir) for dataset in datasets]
     needed = [plan.table(table, seeds) if table else plan.figures(seeds) for plan in plans]
     train_missing(run for runs in needed for each in runs.values() for run in each)
-    for plan in plans:
+    for plan, runs in zip(plans, needed):
         if table:
-            write_table(plan, arguments.what, seeds)
+            write_table(plan, arguments.what, seeds, runs)
         else:
-            draw_figures(plan, seeds)
+            draw_figures(plan, runs)
 
 
 if __name__ == "__main__":

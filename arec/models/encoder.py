@@ -174,7 +174,7 @@ class Encoder(nn.Module):
             return self._encode(inputs, lengths, last_only)
         order = lengths.argsort()
         longest = inputs.shape[1]
-        inputs = F.pad(inputs, (0, self.positions.num_embeddings - longest))
+        inputs = F.pad(inputs, (0, max(self.positions.num_embeddings - longest, 0)))
         parts = []
         for rows in order.split(_CPU_ROWS):
             width = -(-int(lengths[rows[-1]]) // _CPU_WIDTHS) * _CPU_WIDTHS
