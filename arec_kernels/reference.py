@@ -15,6 +15,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from arec_kernels.arguments import (
@@ -74,7 +75,8 @@ def adaptive_info_nce(
     if threshold_grad is not None:
         # The indicator of M+ is q = hard + soft - soft.detach(): the hard one's value, the soft
         # one's gradient to k. Only the terms with soft are added here; their value is zero.
-        soft = torch.sigmoid((s.detach() - k[:, None]) / threshold_grad)
+        # The logarithm keeps the slope y (1 - y) where y is near 1: sigmoid's own rounds to 0.
+        soft = F.logsigmoid((s.detach() - k[:, None]) / threshold_grad).exp()
         q = torch.where(candidate, soft - soft.detach(), 0.0)
         logits = torch.where(candidate, s, 0.0) / temperature
         if denominator == "negatives":

@@ -92,18 +92,22 @@ def unprojected_gradient(z: Tensor, k: Tensor, **options) -> Tensor:
 def assert_correct(z: Tensor, k: Tensor, backend: str, **options) -> Result:
     """The backend is near the float64 oracle, or at most twice as far as PyTorch in z's type.
 
-    Near is 1e-6 / temperature for the loss (relative above 1) and 1e-5 / temperature of its own
-    norm for a gradient: s / temperature carries the rounding of s, magnified.
+    Near is 1e-6 / temperature for the loss (relative above 1; for each of its terms, where it is
+    their sum) and 1e-5 / temperature of its own norm for a gradient: s / temperature carries the
+    rounding of s, magnified. Half-precision unit rows are each off by eps / 2: a gradient's columns
+    by as much, its weights by eps / temperature. PyTorch's error alone would be no bound there, for
+    among few numbers its roundings can cancel.
     """
     oracle = reference.adaptive_info_nce
     temperature = options.get("temperature", 1.0)
     width = min(temperature, options.get("threshold_grad") or math.inf)
     result = run(adaptive_info_nce, z, k, z.dtype, backend=backend, **options)
-    exact = run(oracle, z, k, torch.float64, **options)
+    exact = run(oracle, z, k, torch.float64, **{"histogram_bins": 1} | options)
     rounded = run(oracle, z, k, z.dtype, **options)
 
     half = z.dtype in (torch.bfloat16, torch.float16)
-    near = 1e-6 / temperature * exact.loss.abs().clamp_min(1)
+    terms = 1 + exact.stats.positives if options.get("weighting") == "printed" else 1
+    near = 1e-6 / temperature * exact.loss.abs().clamp_min(terms)
     if half:
         near = torch.maximum(near, 2 * (rounded.loss - exact.loss).abs().max())
     error = (result.loss - exact.loss).abs()
@@ -112,7 +116,10 @@ def assert_correct(z: Tensor, k: Tensor, backend: str, **options) -> Result:
     scale = max(
         exact.grad_z.norm().item(), 1e-6 * unprojected_gradient(z, k, **options).norm().item()
     )
-    _assert_near("grad_z", result, exact, rounded, 1e-5 / temperature * scale)
+    near = 1e-5 / temperature
+    if half:
+        near = torch.finfo(z.dtype).eps * (1 / 2 + 1 / temperature)
+    _assert_near("grad_z", result, exact, rounded, near * scale)
     if options.get("threshold_grad"):
         scale = exact.grad_threshold.norm().item()
         _assert_near("grad_threshold", result, exact, rounded, 1e-5 / width * scale)
@@ -125,8 +132,9 @@ def assert_correct(z: Tensor, k: Tensor, backend: str, **options) -> Result:
 def _assert_near(
     name: str, result: Result, exact: Result, rounded: Result, near: float
 ) -> None:
+    # 1e-30: float32's smallest exponentials, where a low temperature leaves nothing of a gradient.
     error = (getattr(result, name) - getattr(exact, name)).norm().item()
-    bound = max(near, 2 * (getattr(rounded, name) - getattr(exact, name)).norm().item())
+    bound = max(near, 2 * (getattr(rounded, name) - getattr(exact, name)).norm().item(), 1e-30)
     assert error <= bound, f"{name}: error {error:.3g}, bound {bound:.3g}"
 
 
