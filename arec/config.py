@@ -28,7 +28,7 @@ PLACES = {"data_dir", "device"}
 # The methods that use a setting, where not all do.
 _CONTRASTIVE = ("cl4srec", "duorec", "adaptiverec")
 _METHODS_OF = {
-    "mask_rate": ("bert4rec", *_CONTRASTIVE),
+    **dict.fromkeys(("mask_rate", "last_mask_rate"), ("bert4rec", *_CONTRASTIVE)),
     **dict.fromkeys(
         ("task", "views", "anchors", "lambda_cl", "temperature", "same_target_negatives"),
         _CONTRASTIVE,
@@ -109,6 +109,12 @@ class Config(BaseModel):
     )
     mask_rate: float = Field(
         0.2, gt=0, lt=1, description="share of items that the masked-item task masks"
+    )
+    last_mask_rate: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="share of rows in which it masks the last item alone, as ranking does",
     )
     epochs: int = Field(
         20,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from arec.config import Config
 from arec.data.batches import Batch
 from arec.models import Encoder
 from arec.objectives.base import Objective, append
@@ -13,17 +14,22 @@ from arec.objectives.softmax import full_softmax_loss
 
 class BERT4Rec(Objective):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = masked_item_loss(self.encoder, batch, self.config.mask_rate)
+        loss = masked_item_loss(self.encoder, batch, self.config)
         return loss, {"L_basic": loss.detach()}
 
 
-def masked_item_loss(encoder: Encoder, batch: Batch, mask_rate: float) -> Tensor:  # 0-d
+def masked_item_loss(encoder: Encoder, batch: Batch, config: Config) -> Tensor:  # 0-d
     """Mean cross-entropy of masked items, over all items; 0 when chance masked none.
 
     The sequence is a row's inputs and its last target. Each item is masked with probability
-    ``mask_rate``, the last one like any other: that is the position that ranking asks for.
+    ``mask_rate``; in a share ``last_mask_rate`` of the rows the last one alone is, for that is the
+    position that ranking asks for (Sun et al., Sec. 3.6).
     """
     items, lengths = append(batch.inputs, batch.lengths, batch.last_targets[:, None])
-    masked = (items > 0) & (torch.rand(items.shape, device=items.device) < mask_rate)
+    device = items.device
+    masked = torch.rand(items.shape, device=device) < config.mask_rate
+    last = torch.arange(items.shape[1], device=device) == lengths[:, None] - 1
+    last_only = torch.rand(len(items), 1, device=device) < config.last_mask_rate
+    masked = (items > 0) & torch.where(last_only, last, masked)
     hidden = encoder(items.masked_fill(masked, encoder.mask_token), lengths)
     return full_softmax_loss(hidden[masked], encoder.item_table, items[masked])

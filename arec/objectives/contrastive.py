@@ -62,7 +62,7 @@ class ContrastiveObjective(Objective):
         if self.encoder.causal:
             loss, anchor = next_item_loss(self.encoder, batch)
         else:
-            loss, anchor = masked_item_loss(self.encoder, batch, self.config.mask_rate), None
+            loss, anchor = masked_item_loss(self.encoder, batch, self.config), None
         logged = {"L_basic": loss.detach()}
         if not self.config.lambda_cl:
             return loss, logged

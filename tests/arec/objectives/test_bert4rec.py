@@ -12,7 +12,7 @@ from arec.objectives import bert4rec
 def test_items_are_masked_at_the_rate_and_only_they_are_predicted(
     build, batch, monkeypatch, rate
 ) -> None:
-    objective = build(method="bert4rec", mask_rate=rate)
+    objective = build(method="bert4rec", mask_rate=rate, last_mask_rate=0)
     seen, predicted = [], []
     monkeypatch.setattr(
         objective.encoder, "forward",
@@ -35,10 +35,27 @@ def test_items_are_masked_at_the_rate_and_only_they_are_predicted(
         assert ((targets >= 1) & (targets <= 12)).all()
 
 
+@pytest.mark.parametrize("rate", [0.25, 1.0])
+def test_the_last_item_alone_is_masked_in_a_share_of_rows(build, batch, monkeypatch, rate) -> None:
+    objective = build(method="bert4rec", mask_rate=1e-9, last_mask_rate=rate)
+    seen = []
+    monkeypatch.setattr(
+        objective.encoder, "forward",
+        lambda items, lengths: seen.append(items) or items[..., None].float().expand(-1, -1, 16),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    for _ in range(400):
+        objective(batch)
+    masked = torch.stack(seen) == 13
+    last = masked[:, range(6), batch.lengths]
+    assert masked.sum() == last.sum(), "no other item"
+    assert last.float().mean() == pytest.approx(rate, rel=0.1)
+
+
 def test_targets_are_the_masked_items(build, batch) -> None:
     whole = torch.cat([batch.inputs, torch.zeros(6, 1, dtype=torch.int64)], dim=1)
     whole[range(6), batch.lengths] = batch.anchor_targets
-    objective = build(method="bert4rec", mask_rate=0.5)
+    objective = build(method="bert4rec", mask_rate=0.5, last_mask_rate=0)
     torch.manual_seed(3)
     loss, _ = objective(batch)
     torch.manual_seed(3)
@@ -67,6 +84,6 @@ def test_rows_of_prefixes_give_the_same_sequences(build, batch) -> None:
 
 
 def test_nothing_masked_is_no_error(build, batch) -> None:
-    loss, _ = build(method="bert4rec", mask_rate=1e-9)(batch)
+    loss, _ = build(method="bert4rec", mask_rate=1e-9, last_mask_rate=0)(batch)
     loss.backward()
     assert loss == 0
