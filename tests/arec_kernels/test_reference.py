@@ -144,6 +144,17 @@ def test_straight_through_survives_an_overflowing_share() -> None:
     assert result.grad_z.isfinite().all()
 
 
+def test_straight_through_keeps_a_slope_forty_widths_away() -> None:
+    """Row 0 excludes two pairs, each e^(2 / temperature) times its partner's exponential."""
+    z = torch.tensor([[1.0], [1.0], [-1.0], [1.0]], dtype=torch.float64)
+    temperature, width = 0.055, 0.025
+    result = run(reference.adaptive_info_nce, z, torch.zeros(4, dtype=torch.float64), z.dtype,
+                 positives=False, temperature=temperature, threshold_grad=width)
+    t = math.exp(-1 / width)
+    slope = 2 * math.exp(2 / temperature) * t / (1 + t) ** 2 / width
+    assert result.grad_threshold[0].item() == pytest.approx(-slope, rel=1e-9)  # run's upstream: -1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_rounds_unit_rows_only(dtype: torch.dtype) -> None:
     z = make_rows(6, 5, dtype)
