@@ -143,8 +143,8 @@ def draw_figures(plan: Plan, needed: FigureRuns) -> None:
 def main() -> None:
     parser = Parser(
         "arec.reproduce",
-        "Make a table of the paper again, beside its figures, or draw its figures again (on the "
-        "built-in data unless --dataset says another). The settings of arec.train (see its --help) "
+        "Make a table of the paper again, beside what it says (on MovieLens 1M and Beauty unless "
+        "--dataset says another), or draw its figures again (on the built-in data). The settings of arec.train (see its --help) "
         "are options here too, all but --method and --views.",
     )
     parser.add_argument("what", choices=(*TABLES, FIGURES_OF), help="which table, or all figures")

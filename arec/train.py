@@ -64,7 +64,7 @@ def main() -> None:
         folder = arguments.run_dir or _default_folder(config)
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder}: is a file; expected a new folder for the run")
-        if any((folder / name).exists() for name in (CONFIG, BEST, LAST)):
+        if any((folder / name).exists() for name in (CONFIG, BEST, LAST, METRICS)):
             raise RunError(f"{folder}: holds a run already; expected a new folder, or --resume")
     print(train(config, folder))
 

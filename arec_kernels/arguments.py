@@ -75,7 +75,7 @@ def check_options(
 ) -> None:
     """The options of `adaptive_info_nce`."""
     if not (_is_finite_number(temperature) and temperature > 0):
-        raise ValueError(f"temperature: expected a finite number > 0, got {temperature!r}")
+        raise ValueError(f"temperature: expected a finite Python number > 0, got {temperature!r}")
     if not (_is_finite_number(partner_weight) and 0 < partner_weight <= 1):
         raise ValueError(f"partner_weight: expected a number in (0, 1], got {partner_weight!r}")
     if denominator not in DENOMINATORS:

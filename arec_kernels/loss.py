@@ -61,8 +61,8 @@ def adaptive_info_nce(
 
     Returns:
         The loss, 0-d or (2B,), float32 (float64 for float64 `z`); with `histogram_bins` a pair
-        (loss, InfoNCEStats). NaN or infinity in `z` and NaN in `threshold` give NaN for every row
-        that they touch.
+        (loss, InfoNCEStats), whose fields are `positives`, m_i of each row, and `histogram`. NaN or
+        infinity in `z` and NaN in `threshold` give NaN for every row that they touch.
 
     Raises:
         ValueError: an argument is not as described.

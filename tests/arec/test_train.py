@@ -238,6 +238,16 @@ def test_a_run_is_never_overwritten(log_file, tmp_path, monkeypatch, capsys) -> 
     assert (folder / "checkpoint.pt").read_bytes() == before
 
 
+def test_the_figures_of_a_run_alone_are_not_taken_for_one_to_go_on(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path, *SMALL)
+    assert exit.value.code == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
 def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys) -> None:
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)

@@ -31,7 +31,7 @@ Z = make_rows(8, 3)
         ({"threshold": torch.zeros(8, 1)}, r"threshold: expected shape .* got \(8, 1\)"),
         ({"threshold": torch.zeros(8, dtype=torch.int32)}, "threshold: expected a float type"),
         ({"threshold": torch.zeros(8, device="meta")}, "threshold: expected device cpu"),
-        ({"temperature": 0.0}, "temperature: expected a finite number > 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature: expected a finite Python number > 0, got 0.0"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": math.inf}, "temperature"),
