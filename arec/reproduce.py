@@ -43,7 +43,7 @@ class Plan:
     """What runs on one data set are called, and how they are set."""
 
     dataset: str
-    given: Mapping[str, Any]  # settings from the command line, before which those of a recipe give way
+    given: Mapping[str, Any]  # from the command line; the settings of a recipe give way to them
     runs_dir: Path
 
     @property
@@ -143,9 +143,10 @@ def draw_figures(plan: Plan, needed: FigureRuns) -> None:
 def main() -> None:
     parser = Parser(
         "arec.reproduce",
-        "Make a table of the paper again, beside what it says (on MovieLens 1M and Beauty unless "
-        "--dataset says another), or draw its figures again (on the built-in data). The settings of arec.train (see its --help) "
-        "are options here too, all but --method and --views.",
+        "Make a table of the paper again, beside its figures, or draw its figures again. Without "
+        "--dataset, tables are of the paper's data sets and figures of the built-in data. The "
+        "settings of arec.train (see its --help) are options here too, all but --method and "
+        "--views.",
     )
     parser.add_argument("what", choices=(*TABLES, FIGURES_OF), help="which table, or all figures")
     parser.add_argument(

@@ -8,16 +8,22 @@ import torch
 from arec.objectives import bert4rec
 
 
+def record_inputs(objective, monkeypatch) -> list[torch.Tensor]:
+    """What the encoder is given from now on; its states become the items themselves."""
+    seen = []
+    monkeypatch.setattr(
+        objective.encoder, "forward",
+        lambda items, lengths: seen.append(items) or items[..., None].float().expand(-1, -1, 16),
+    )  # fmt: skip
+    return seen
+
+
 @pytest.mark.parametrize("rate", [0.2, 0.7])
 def test_items_are_masked_at_the_rate_and_only_they_are_predicted(
     build, batch, monkeypatch, rate
 ) -> None:
     objective = build(method="bert4rec", mask_rate=rate, last_mask_rate=0)
-    seen, predicted = [], []
-    monkeypatch.setattr(
-        objective.encoder, "forward",
-        lambda items, lengths: seen.append(items) or items[..., None].float().expand(-1, -1, 16),
-    )  # fmt: skip
+    seen, predicted = record_inputs(objective, monkeypatch), []
     monkeypatch.setattr(
         bert4rec, "full_softmax_loss",
         lambda hidden, table, targets: predicted.append((hidden, targets)) or hidden.mean(),
@@ -38,11 +44,7 @@ def test_items_are_masked_at_the_rate_and_only_they_are_predicted(
 @pytest.mark.parametrize("rate", [0.25, 1.0])
 def test_the_last_item_alone_is_masked_in_a_share_of_rows(build, batch, monkeypatch, rate) -> None:
     objective = build(method="bert4rec", mask_rate=1e-9, last_mask_rate=rate)
-    seen = []
-    monkeypatch.setattr(
-        objective.encoder, "forward",
-        lambda items, lengths: seen.append(items) or items[..., None].float().expand(-1, -1, 16),
-    )  # fmt: skip
+    seen = record_inputs(objective, monkeypatch)
     torch.manual_seed(0)
     for _ in range(400):
         objective(batch)
