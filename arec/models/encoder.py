@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from arec.models.dropout import Dropout
+
 _STD = 0.02  # of normal initialisation
-# Rows of similar length that a CPU encodes together; a GPU rather computes padding than waits to
-# learn of it. Few different widths: oneDNN compiles its products anew for every shape.
+# A CPU encodes rows of similar length together, so many tokens at a time as its caches hold; a GPU
+# rather computes padding than waits to learn of it. Few different numbers of rows and widths: oneDNN
+# compiles its products anew for every shape.
+_CPU_TOKENS = 4096
 _CPU_ROWS = 16
 _CPU_WIDTHS = 16
 
@@ -30,7 +37,7 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm_first = norm_first
-        self.attention_dropout = attention_dropout
+        self.attention_dropout = Dropout(attention_dropout)
         self.query = nn.Linear(hidden_size, hidden_size)
         self.key_value = nn.Linear(hidden_size, 2 * hidden_size)
         self.output = nn.Linear(hidden_size, hidden_size)
@@ -39,7 +46,7 @@ class Block(nn.Module):
             nn.Linear(hidden_size, feed_forward), nn.GELU(), nn.Linear(feed_forward, hidden_size)
         )
         self.feed_forward_norm = nn.LayerNorm(hidden_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,
@@ -71,15 +78,32 @@ class Block(nn.Module):
             query, key, value = query.float(), key.float(), value.float()
             mixed = False
         with torch.autocast(device, enabled=mixed):
-            attended = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=key_mask,
-                dropout_p=self.attention_dropout if self.training else 0.0,
-                is_causal=key_mask is None,
-            )
+            if device == "cpu" and self.training and self.attention_dropout.p:
+                attended = self._attend_with_dropout(query, key, value, key_mask)
+            else:
+                attended = F.scaled_dot_product_attention(
+                    query,
+                    key,
+                    value,
+                    attn_mask=key_mask,
+                    dropout_p=self.attention_dropout.p if self.training else 0.0,
+                    is_causal=key_mask is None,
+                )
         return self.output(attended.transpose(1, 2).flatten(2))
+
+    def _attend_with_dropout(
+        self,
+        query: Tensor,  # (B, heads, Q, d / heads)
+        key: Tensor,  # (B, heads, L, d / heads)
+        value: Tensor,  # (B, heads, L, d / heads)
+        key_mask: Tensor | None,
+    ) -> Tensor:  # (B, heads, Q, d / heads)
+        """What PyTorch does too on a CPU, where none of its fused kernels drops weights."""
+        scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+        if key_mask is None:
+            key_mask = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+        weights = scores.masked_fill(~key_mask, -torch.inf).softmax(dim=-1)
+        return self.attention_dropout(weights) @ value
 
 
 class Encoder(nn.Module):
@@ -138,7 +162,7 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
         self.norm_first = norm_first
         self.item_scale = hidden_size**0.5 if scale_embeddings else 1.0
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
@@ -170,21 +194,28 @@ class Encoder(nn.Module):
         With ``last_only`` the last layer computes one query a row instead of L. States of padding
         mean nothing.
         """
-        if inputs.device.type != "cpu" or len(inputs) <= _CPU_ROWS:
-            return self._encode(inputs, lengths, last_only)
+        if inputs.device.type != "cpu":
+            return self._encode(self.items(inputs), lengths, last_only)
         order = lengths.argsort()
         longest = inputs.shape[1]
-        inputs = F.pad(inputs, (0, max(self.positions.num_embeddings - longest, 0)))
-        parts = []
-        for rows in order.split(_CPU_ROWS):
-            width = -(-int(lengths[rows[-1]]) // _CPU_WIDTHS) * _CPU_WIDTHS
-            part = self._encode(inputs[rows, :width], lengths[rows], last_only)
-            parts.append(part if last_only else F.pad(part, (0, 0, 0, longest - part.shape[1])))
-        return torch.cat(parts)[order.argsort()]
+        chunks = list(_similar_lengths(order, lengths, longest))
+        tokens = [inputs[rows, :width].flatten() for rows, width in chunks]
+        # One lookup for all: the gradient of each is a whole table.
+        items = self.items(torch.cat(tokens)).split([len(chunk) for chunk in tokens])
+        states = []
+        for (rows, width), x in zip(chunks, items):
+            state = self._encode(x.unflatten(0, (-1, width)), lengths[rows], last_only)
+            states.append(state if last_only else F.pad(state, (0, 0, 0, longest - width)))
+        return torch.cat(states)[order.argsort()]
 
-    def _encode(self, inputs: Tensor, lengths: Tensor, last_only: bool) -> Tensor:
-        steps = torch.arange(inputs.shape[1], device=inputs.device)
-        x = self.item_scale * self.items(inputs) + self.positions(steps)
+    def _encode(
+        self,
+        items: Tensor,  # (B, L, d) embeddings
+        lengths: Tensor,  # (B,)
+        last_only: bool,
+    ) -> Tensor:
+        steps = torch.arange(items.shape[1], device=items.device)
+        x = torch.add(self.positions(steps), items, alpha=self.item_scale)
         x = self.dropout(x if self.norm_first else self.norm(x))
         real = (steps < lengths[:, None])[:, None, None, :]  # (B, 1, 1, L)
         for block in self.blocks[:-1]:
@@ -194,3 +225,13 @@ class Encoder(nn.Module):
         else:
             x = self.blocks[-1](x, None if self.causal else real)
         return self.norm(x) if self.norm_first else x
+
+
+def _similar_lengths(order: Tensor, lengths: Tensor, longest: int) -> Iterator[tuple[Tensor, int]]:
+    """Rows of similar length, and a width that holds them all."""
+    groups = order.split(_CPU_ROWS)  # each ends with its longest row
+    widths = [-(-int(lengths[group[-1]]) // _CPU_WIDTHS) * _CPU_WIDTHS for group in groups]
+    for width, same in groupby(zip(groups, widths), key=itemgetter(1)):
+        rows = torch.cat([group for group, _ in same])
+        for part in rows.split(max(_CPU_TOKENS // width // _CPU_ROWS, 1) * _CPU_ROWS):
+            yield part, min(width, longest)

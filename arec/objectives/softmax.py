@@ -9,6 +9,8 @@ from torch.autograd.function import once_differentiable
 
 # On a CPU a chunk's logits should stay in the last-level cache; a GPU wants larger products.
 _LOGITS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
+# Of a chunk the softmax takes so many logits at a time: float32 that stays in a core's own cache.
+_LOGITS_PER_BLOCK = {"cpu": 1 << 17}
 # Chunks of few different sizes: oneDNN compiles its products anew for every shape.
 _STEP = 64
 
@@ -49,24 +51,29 @@ class _FullSoftmax(torch.autograd.Function):
         grad_hidden = F.pad(-item_table[targets], (0, 0, 0, filling))
         grad_table = torch.zeros_like(item_table)
         grad_table.index_add_(0, targets, hidden.to(item_table.dtype), alpha=-1)
-        losses = item_table.new_empty(count + filling)
+        losses = item_table.new_empty(count + filling, 1)
         # One chunk's memory serves them all: fresh memory would have to be mapped for each.
         product_buffer = states.new_empty(min(rows, len(states)), len(items))
-        logit_buffer = product_buffer.to(item_table.dtype)  # the same one unless autocast narrows
+        block = max(1, _LOGITS_PER_BLOCK.get(device, product_buffer.numel()) // len(items))
+        logit_buffer = item_table.new_empty(min(block, len(product_buffer)), len(items))
         for chunk_states, chunk_labels, chunk_grad, chunk_losses in zip(
             states.split(rows), labels.split(rows), grad_hidden.split(rows), losses.split(rows)
         ):
             products = product_buffer[: len(chunk_states)]
-            logits = logit_buffer[: len(chunk_states)]
-            logits.copy_(torch.mm(chunk_states, items.T, out=products))
-            target_logits = logits.gather(1, chunk_labels)
-            top = logits.amax(dim=1, keepdim=True)
-            products.copy_(logits.sub_(top).exp_())
-            total = logits.sum(dim=1, keepdim=True)
-            chunk_losses.copy_((total.log() + top - target_logits).squeeze(1))
+            torch.mm(chunk_states, items.T, out=products)
+            totals = torch.empty_like(chunk_losses)
+            for part, part_labels, part_losses, total in zip(
+                *(whole.split(block) for whole in (products, chunk_labels, chunk_losses, totals))
+            ):
+                logits = logit_buffer[: len(part)].copy_(part)
+                target_logits = logits.gather(1, part_labels)
+                top = logits.amax(dim=1, keepdim=True)
+                part.copy_(logits.sub_(top).exp_())
+                torch.sum(logits, dim=1, keepdim=True, out=total)
+                part_losses.copy_(total.log() + top - target_logits)
             # Dividing narrow results by the totals saves a pass over the logits.
-            chunk_grad += (products @ items) / total
-            grad_table[1:] += products.T @ (chunk_states / total).to(product_dtype)
+            chunk_grad += (products @ items) / totals
+            grad_table[1:] += products.T @ (chunk_states / totals).to(product_dtype)
         ctx.save_for_backward(grad_hidden[:count], grad_table)
         ctx.count = max(count, 1)
         return losses[:count].sum() / ctx.count

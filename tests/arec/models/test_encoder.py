@@ -101,17 +101,23 @@ def test_what_enters_the_layers(norm_first: bool, scale_embeddings: bool) -> Non
     encoder.blocks[0].register_forward_pre_hook(lambda block, args: seen.append(args[0]))
     encoder(inputs(), LENGTHS)
 
-    items, positions = encoder.items(inputs()), encoder.positions.weight[:7]
+    shortest_first = inputs()[LENGTHS.argsort()]
+    items, positions = encoder.items(shortest_first), encoder.positions.weight[:7]
     expected = items * (math.sqrt(items.shape[-1]) if scale_embeddings else 1) + positions
     torch.testing.assert_close(seen[0], expected if norm_first else encoder.norm(expected))
 
 
 @pytest.mark.parametrize("last_only", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
-def test_rows_of_any_length_come_back_in_their_order(causal: bool, last_only: bool) -> None:
+@pytest.mark.parametrize("tokens", [1, 40, 4096])
+def test_rows_of_any_length_come_back_in_their_order(
+    causal: bool, last_only: bool, tokens: int, monkeypatch
+) -> None:
+    for name, value in (("TOKENS", tokens), ("ROWS", 4), ("WIDTHS", 4)):
+        monkeypatch.setattr(f"arec.models.encoder._CPU_{name}", value)
     encoder = make(causal=causal)
     generator = torch.Generator().manual_seed(2)
-    lengths = torch.randint(1, 11, (50,), generator=generator)  # more rows than are encoded at once
+    lengths = torch.randint(1, 11, (50,), generator=generator)
     real = torch.arange(10) < lengths[:, None]
     items = torch.randint(1, 21, (50, 10), generator=generator) * real
     together = encoder(items, lengths, last_only=last_only)
@@ -119,3 +125,24 @@ def test_rows_of_any_length_come_back_in_their_order(causal: bool, last_only: bo
         alone = encoder(items[row, None, :length], lengths[row, None], last_only=last_only)[0]
         mine = together[row] if last_only else together[row, :length]
         torch.testing.assert_close(mine, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("last_only", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_that_drops_almost_nothing_is_attention(causal: bool, last_only: bool) -> None:
+    plain = make(causal=causal, dropout=0.0)
+    dropping = make(causal=causal, dropout=0.0, attention_dropout=1e-9).train()
+    expected, states = (
+        encoder(inputs(), LENGTHS, last_only=last_only) for encoder in (plain, dropping)
+    )
+    real = slice(None) if last_only else torch.arange(7) < LENGTHS[:, None]
+    torch.testing.assert_close(states[real], expected[real], rtol=1e-4, atol=1e-5)
+
+
+def test_attention_drops_weights_while_training() -> None:
+    encoder = make(dropout=0.0, attention_dropout=0.5)
+    still = encoder(inputs(), LENGTHS)
+    assert torch.equal(still, encoder(inputs(), LENGTHS))
+    encoder.train()
+    drawn = encoder(inputs(), LENGTHS)
+    assert not torch.allclose(drawn[0], encoder(inputs(), LENGTHS)[0])

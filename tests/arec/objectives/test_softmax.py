@@ -9,8 +9,12 @@ from arec.objectives import softmax
 
 @pytest.mark.parametrize("rows", [1, 5, 64])
 @pytest.mark.parametrize("logits_per_chunk", [1, 60, 1 << 21])
-def test_equals_cross_entropy(rows: int, logits_per_chunk: int, monkeypatch) -> None:
+@pytest.mark.parametrize("logits_per_block", [1, 40, 1 << 21])
+def test_equals_cross_entropy(
+    rows: int, logits_per_chunk: int, logits_per_block: int, monkeypatch
+) -> None:
     monkeypatch.setitem(softmax._LOGITS_PER_CHUNK, "cpu", logits_per_chunk)
+    monkeypatch.setitem(softmax._LOGITS_PER_BLOCK, "cpu", logits_per_block)
     torch.manual_seed(0)
     hidden = torch.randn(rows, 8, dtype=torch.float64, requires_grad=True)
     table = torch.randn(21, 8, dtype=torch.float64, requires_grad=True)
