@@ -185,6 +185,9 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     objective = build_objective(config, split.sequences.num_items)
     with fitting(run / BEST):
         if state["data"] != fingerprint(split.sequences):
-            raise RunError(f"{run / BEST}: trained on other data than {config.dataset} now gives")
+            raise RunError(
+                f"{run / BEST}: trained on other data than {config.dataset} now gives; train a new run, "
+                f"or name the file as it was in {run / CONFIG}"
+            )
         objective.load_state_dict(state["objective"])
     return config, split, objective.eval()

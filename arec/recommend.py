@@ -29,6 +29,17 @@ def recommend(
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """The best items after everything a user has chosen so far, without what they have already.
 
+    Example::
+
+        config, split, objective = arec.checkpoint.load_run(Path("runs/mine"))
+        sequences = split.sequences
+        users = np.flatnonzero(sequences.user_ids == "42")
+        for user, items, scores in recommend(objective, sequences, users, top=10):
+            print(sequences.user_ids[user], [sequences.item_ids[item - 1] for item in items])
+
+    Any other history, of a user who is not in the run say, is scored by
+    ``objective.score(inputs, lengths)``.
+
     Yields:
         user, items ``(k,)`` int64 and scores ``(k,)`` float32, best first; k is less than ``top``
         where the user leaves fewer items.

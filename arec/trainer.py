@@ -132,6 +132,8 @@ class Trainer:
             RunError: the loss is not finite; no checkpoint is written after that.
         """
         done = len(self.records)
+        if done == self.config.epochs:
+            log.info("all %d epochs are done already", done)
         steps = (self.config.epochs - done) * len(self.batches)
         with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=None) as bar:
             for epoch in range(done, self.config.epochs):
@@ -214,7 +216,7 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         if state["data"] != fingerprint(self.split.sequences):
-            raise RunError(f"{self.run / LAST}: the data have changed since; start a new run")
+            raise RunError(f"{self.run / LAST}: the data have changed since; train a new run")
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

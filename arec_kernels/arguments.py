@@ -32,6 +32,8 @@ def check_matrix(name: str, x: Tensor) -> None:
         raise ValueError(
             f"{name}: expected a matrix with at least one row and one column, got {got}"
         )
+    if x.layout is not torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got {x.layout}")
     if x.dtype not in FLOATS:
         raise ValueError(
             f"{name}: expected float32, bfloat16, float16 or float64, got {x.dtype}"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from arec_kernels import reference
 from arec_kernels.arguments import check_options, check_views, group_rows, threshold_rows
 from arec_kernels.reference import InfoNCEStats, reduce
-from arec_kernels.registration import choose_backend, info_nce
+from arec_kernels.registration import check_backend, choose_backend, info_nce
 
 
 def adaptive_info_nce(
@@ -105,6 +105,7 @@ class AdaptiveInfoNCE(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        check_backend(backend)
         check_options(temperature, partner_weight, denominator, weighting, threshold_grad,
                       histogram_bins, reduction)
         self.options = {

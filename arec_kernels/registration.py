@@ -137,20 +137,24 @@ IMPLEMENTED = {
 DEFAULTS = {"cpu": "cpp"}
 
 
+def check_backend(backend: str | None) -> None:
+    if backend not in (None, "reference", *BACKENDS):
+        raise ValueError(f"backend: expected None, 'reference' or one of {BACKENDS}, got {backend!r}")
+
+
 def choose_backend(backend: str | None, z: Tensor) -> str:
     """The backend that runs for `z`.
 
     `None` is the fastest one that fits. Raises `ValueError` for an unknown name and `RuntimeError`,
     with the reason, for a named backend that cannot run on `z` here.
     """
+    check_backend(backend)
     device = z.device.type
     if backend is None:
         backend = DEFAULTS.get(device, "reference")
         return backend if (backend, device) in IMPLEMENTED else "reference"
     if backend == "reference":
         return backend
-    if backend not in BACKENDS:
-        raise ValueError(f"backend: expected None, 'reference' or one of {BACKENDS}, got {backend!r}")
     reason = _why_not(backend, z)
     if reason:
         raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import INTERPRETED, needs_cpp
+from available import INTERPRETED, needs_cpp
 from correctness import (
     MARGINS,
     OPTIONS,

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import needs_cpp
+from available import needs_cpp
 from correctness import OPTIONS, assert_correct, clear_thresholds, make_groups, make_rows
 
 from arec_kernels import (

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import needs_cpp
+from available import needs_cpp
 from correctness import OPTIONS, make_groups, make_rows
 from torch.nn import functional as F
 
@@ -26,6 +26,7 @@ Z = make_rows(8, 3)
         ({"z": torch.zeros(4, 0)}, r"z: expected a matrix .* got shape \(4, 0\)"),
         ({"z": torch.zeros(5, 3)}, "z: expected an even number of rows .* got 5"),
         ({"z": torch.zeros(4, 3, dtype=torch.int64)}, "z: expected float32.* got torch.int64"),
+        ({"z": torch.ones(4, 3).to_sparse()}, "z: expected a dense tensor, got torch.sparse_coo"),
         ({"threshold": "high"}, "threshold: expected a number or a tensor, got str"),
         ({"threshold": torch.zeros(5)}, r"threshold: expected shape \(8,\) or \(4,\)"),
         ({"threshold": torch.zeros(8, 1)}, r"threshold: expected shape .* got \(8, 1\)"),
@@ -64,6 +65,8 @@ def test_bad_arguments(backend: str, change: dict, message: str) -> None:
 def test_unknown_backend() -> None:
     with pytest.raises(ValueError, match="backend: expected None, 'reference' or one of"):
         adaptive_info_nce(Z, 0.1, backend="tpu")
+    with pytest.raises(ValueError, match="backend: expected None, 'reference' or one of"):
+        AdaptiveInfoNCE(backend="tpu")
 
 
 def test_the_help_names_the_backends_there_are() -> None:
