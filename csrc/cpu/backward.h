@@ -5,6 +5,11 @@
 
 namespace {
 
+// Whether what a tile on the diagonal has below its vectors is never read: the products leave it out
+// for V::kRows rows together, which are to lie within the height of a vector.
+template <class V>
+constexpr bool kTriangles = V::kLanes % V::kRows == 0;
+
 // G_ij + G_ji (upstream gradients included) of the candidates of one tile, in place; else 0.
 template <class V, int option>
 __attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>& p,
@@ -17,8 +22,9 @@ __attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>
     const int64_t j = tile.column + c;
     const auto threshold = V::load(pairs.threshold + j), denominator = V::load(p.denominator + j),
                positive = V::load(p.positive + j);
+    const int64_t rows = kTriangles<V> && tile.row == tile.column ? c + V::kLanes : kTile;
 #pragma GCC unroll 4
-    for (int r = 0; r < kTile; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = tile.row + r;
       const auto x = V::load(s + r * kTile + c);
       const Exponentials<V, own_shift> e(x, pairs.scale, own_shift ? pairs.shift[i] : 0,
@@ -100,14 +106,16 @@ inline void add_gradients(V, const Backward<T>& p, int64_t row, int64_t column, 
   const auto& z = p.pairs.z;
   T* const to_rows = p.gradient + row * z.width;
   T* const to_columns = p.gradient + column * z.width;
+  const bool triangle = row == column;
+  const auto upper = triangle ? Shape::kUpper : Shape::kFull, lower = triangle ? Shape::kLower : Shape::kFull;
   if constexpr (V::kPack == 1) {
-    add_product<V>(g, kTile, 1, z.rows + column * z.width, z, to_rows);
-    add_product<V>(g, 1, kTile, z.rows + row * z.width, z, to_columns);
+    add_product<V>(g, kTile, 1, upper, z.rows + column * z.width, z, to_rows);
+    add_product<V>(g, 1, kTile, lower, z.rows + row * z.width, z, to_columns);
   } else {
     alignas(64) T left[kTile * kTile / 2], right[kTile * kTile / 2];
     V::pack_pairs(g, left, right);
-    add_product<V>(left, kTile / 2, 1, z.row_pairs + column / 2 * z.width, z, to_rows);
-    add_product<V>(right, 1, kTile, z.row_pairs + row / 2 * z.width, z, to_columns);
+    add_product<V>(left, kTile / 2, 1, upper, z.row_pairs + column / 2 * z.width, z, to_rows);
+    add_product<V>(right, 1, kTile, lower, z.row_pairs + row / 2 * z.width, z, to_columns);
   }
 }
 

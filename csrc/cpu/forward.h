@@ -20,7 +20,8 @@ void add_sums(const Forward<typename V::Scalar>& p, const Tile<typename V::Scala
                  own_shift = option & kOwnShift, masked = option & kMasked;
   const auto& pairs = p.pairs;
   Sums<V> rows[4];
-  for (int c = 0; c < kTile; c += V::kLanes) {
+  for (int64_t c = Counter::kWantsAll ? 0 : tile.first_column(row, V::kLanes); c < kTile;
+       c += V::kLanes) {
     const int64_t j = tile.column + c;
     const auto threshold = V::load(pairs.threshold + j);
     Sums<V> column = columns[c / V::kLanes];
@@ -68,7 +69,7 @@ template <class V, int option, class Counter>
 void add_all_sums(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, Counter counter) {
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
-  alignas(64) T s[V::kRows * kTile];
+  alignas(64) T s[V::kRows * kTile] = {};
   for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
     Sums<V> column_sums[kTile / V::kLanes];
     for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {

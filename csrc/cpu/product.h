@@ -61,17 +61,22 @@ inline void similarities(V, const arec::cpu::Embeddings<T>& z, int64_t row, int6
                                       kPanel<V>, z.depth, s, s_row, beside);
 }
 
+// Where A is not 0: everywhere, on and above the diagonal, on and below it.
+enum class Shape { kFull, kUpper, kLower };
+
 // C (kTile, dim) += A B, A (kTile, kTile) being a tile of G or its transpose, B kTile rows of z.
 template <class V, class T>
-void add_product(const T* a, int64_t a_row, int64_t a_depth, const T* b,
+void add_product(const T* a, int64_t a_row, int64_t a_depth, Shape shape, const T* b,
                  const arec::cpu::Embeddings<T>& z, T* c) {
-  constexpr int64_t depth = arec::cpu::kTile / V::kPack;
   const int64_t width = z.width, columns = (z.dim + V::kLanes - 1) / V::kLanes * V::kLanes;
   int64_t column = 0;
   const auto add = [&](auto kernel) {
-    for (int64_t r = 0; r < arec::cpu::kTile; r += V::kRows)
-      kernel(a + r * a_row, a_row, a_depth, b + column, width, depth, c + r * width + column, width,
-             Nothing{});
+    for (int64_t r = 0; r < arec::cpu::kTile; r += V::kRows) {
+      const int64_t begin = shape == Shape::kUpper ? r / V::kPack : 0,
+                    end = (shape == Shape::kLower ? r + V::kRows : arec::cpu::kTile) / V::kPack;
+      kernel(a + r * a_row + begin * a_depth, a_row, a_depth, b + column + begin * width, width,
+             end - begin, c + r * width + column, width, Nothing{});
+    }
   };
   for (; column + kPanel<V> <= columns; column += kPanel<V>)
     add(product<V, V::kPanelVectors, true, Nothing>);

@@ -10,6 +10,7 @@ template <class V>
 class BinCounter {
  public:
   using T = typename V::Scalar;
+  static constexpr bool kWantsAll = true;  // a vector without candidates as well
   BinCounter(int64_t bins, int64_t* counts)
       : counts_(counts), last_(T(bins - 1)), half_bins_(T(bins) / 2), nowhere_(V::iota(T(bins))) {}
   ~BinCounter() { count_rest(); }
@@ -62,6 +63,7 @@ class BinCounter {
 // Where no histogram is wanted.
 template <class V>
 struct NoCounter : Nothing {
+  static constexpr bool kWantsAll = false;
   void start_band() {}
   template <bool masked>
   void add(int64_t, typename V::Reg, typename V::Mask) {}
@@ -71,7 +73,7 @@ template <class V>
 void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
-  alignas(64) T s[V::kRows * kTile];
+  alignas(64) T s[V::kRows * kTile] = {};
   BinCounter<V> counter(p.bins, counts);
   for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
     for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {

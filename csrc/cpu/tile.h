@@ -14,6 +14,11 @@ struct Tile {
   int64_t row, column;
   bool partners;  // some partners meet in it
   bool masked;    // not every pair of it is a pair of candidates
+  // Where the candidates of rows from `i` on begin, in whole steps of columns; what is left of it on
+  // the diagonal is neither computed nor read.
+  int64_t first_column(int64_t i, int64_t step) const {
+    return row == column ? (i - row) / step * step : 0;
+  }
 };
 
 template <class T>
@@ -24,17 +29,14 @@ inline Tile<T> make_tile(const Embeddings<T>& z, const T* group, int64_t row, in
           partners || group || row == column || column + kTile > z.n};
 }
 
-// First tile of row tile `row` in the columns: a pair of rows is met once, above the diagonal.
-inline int64_t first_column(int64_t row, Rows rows, Rows columns) {
-  return rows.begin == columns.begin ? row : columns.begin;
-}
-
-// f(tile) for every tile of the two ranges, above and on the diagonal, rows first.
+// f(tile) for every tile of the two ranges, above and on the diagonal, where each pair of rows is met
+// once; rows first.
 template <class V, class T, class F>
 inline void for_each_tile(const Embeddings<T>& z, const T* group, Rows rows, Rows columns, F f) {
   const typename V::Session session;
   for (int64_t row = rows.begin; row < rows.end; row += kTile)
-    for (int64_t column = first_column(row, rows, columns); column < columns.end; column += kTile)
+    for (int64_t column = rows.begin == columns.begin ? row : columns.begin; column < columns.end;
+         column += kTile)
       f(make_tile(z, group, row, column));
 }
 
@@ -98,7 +100,7 @@ inline void similarity_band(const Embeddings<typename V::Scalar>& z,
                             typename V::Scalar* s, Work& work) {
   const int64_t next = tile.column + kTile;
   if (next < z.padded_n) prefetch(z.panels + (next + row - tile.row) * z.depth, V::kRows * z.depth);
-  for (int64_t c = 0; c < kTile; c += kPanel<V>)
+  for (int64_t c = tile.first_column(row, kPanel<V>); c < kTile; c += kPanel<V>)
     similarities(V{}, z, row, tile.column + c, s + c, kTile, work.next(z.depth));
 }
 
