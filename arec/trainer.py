@@ -34,7 +34,7 @@ from arec.ranking import Candidates, ScoreBatch, evaluate_scores
 
 log = logging.getLogger("arec")
 
-_EVAL_BATCH = 256
+_EVAL_BATCH = 64  # whose scores of all items stay in a CPU's cache
 # Uniformity is a mean over half a million pairs of them.
 _ALIGNMENT_ROWS = 1024
 
