@@ -1,168 +1,18 @@
-// Checks, memory and the O(N) arithmetic around the tile kernels.
+// The registered ops: the O(N) arithmetic around the tile kernels.
 #include "ops.h"
-
-#include <torch/csrc/stable/ops.h>
 
 #include <chrono>
 #include <cmath>
-#include <cstdlib>
-#include <limits>
-#include <memory>
-#include <utility>
 
-#include "dispatch.h"
-#include "schedule.h"
+#include "input.h"
+#include "quantile.h"
 
 namespace arec::cpu {
 namespace {
 
-using torch::headeronly::ScalarType;
-
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kSharedShift = 0.025;  // the smallest temperature with one shift for all rows
-
-// One allocation, cut into arrays that start on a cache line. A thread keeps the last one that is not
-// large: memory fresh from the system costs a page fault for every 4 KiB, a tenth of a call.
-class Workspace {
- public:
-  Workspace() = default;
-  Workspace(const Workspace&) = delete;
-  ~Workspace() {
-    if (block_.size <= kKept && block_.size > spare().size) spare() = std::move(block_);
-  }
-  template <class T>
-  void want(T*& array, int64_t count) {
-    requests_.push_back({const_cast<void**>(reinterpret_cast<const void* const*>(&array)), size_});
-    size_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
-  }
-  void allocate() {
-    if (spare().size >= size_) block_ = std::exchange(spare(), {});
-    else block_ = {std::unique_ptr<void, Free>(std::aligned_alloc(64, size_)), size_};
-    STD_TORCH_CHECK(block_.memory != nullptr, "out of memory: a workspace of ", size_, " bytes");
-    for (auto& [array, offset] : requests_)
-      *array = static_cast<char*>(block_.memory.get()) + offset;
-  }
-
- private:
-  static constexpr int64_t kKept = int64_t(1) << 25;  // bytes
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  struct Block {
-    std::unique_ptr<void, Free> memory;
-    int64_t size = 0;
-  };
-  static Block& spare() {
-    thread_local Block block;
-    return block;
-  }
-  Block block_;
-  std::vector<std::pair<void**, int64_t>> requests_;
-  int64_t size_ = 0;
-};
-
-template <class T>
-constexpr ScalarType kScalarType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-
-Element element_of(const Tensor& z) {
-  switch (z.scalar_type()) {
-    case ScalarType::Float: return Element::kFloat32;
-    case ScalarType::Double: return Element::kFloat64;
-    case ScalarType::BFloat16: return Element::kBFloat16;
-    case ScalarType::Half: return Element::kFloat16;
-    default: STD_TORCH_CHECK(false, "z: expected float32, bfloat16, float16 or float64");
-  }
-}
-
-// f(float()) or f(double()): the type of the similarities and everything that follows.
-template <class F>
-auto with_type(const Tensor& z, F f) {
-  STD_TORCH_CHECK(z.dim() == 2 && z.size(0) > 0 && z.size(1) > 0,
-                  "z: expected a matrix with rows and columns");
-  return element_of(z) == Element::kFloat64 ? f(double()) : f(float());
-}
-
-// A vector with one value a row, as the caller's data.
-template <class T>
-class RowValues {
- public:
-  RowValues(const char* name, const Tensor& x, int64_t n, ScalarType type = kScalarType<T>) {
-    STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == n && x.scalar_type() == type, name,
-                    ": expected one value a row, of the op's type");
-    data_ = static_cast<const T*>(x.const_data_ptr());
-    stride_ = x.stride(0);
-  }
-  T operator[](int64_t i) const { return data_[i * stride_]; }
-
- private:
-  const T* data_;
-  int64_t stride_;
-};
-
-// The packed unit rows of z, and what every op does with them.
-template <class T>
-struct Input {
-  Tensor z;
-  const Kernels<T>* kernels;
-  Workspace memory;
-  Embeddings<T> rows{};
-  T* group = nullptr;
-
-  Input(const Tensor& input, bool partners)
-      : z(input.is_contiguous() ? input : torch::stable::contiguous(input)) {
-    const Element element = element_of(z);
-    if constexpr (std::is_same_v<T, double>) kernels = &kernels_double;
-    else kernels = &instruction_set(element == Element::kBFloat16).kernels;
-    const int64_t n = z.size(0), dim = z.size(1);
-    const int64_t pack = kernels->pack, step = pack * kernels->depth_step;
-    STD_TORCH_CHECK(!partners || n % 2 == 0, "z: expected an even number of rows, got ", n);
-    rows.z = z.const_data_ptr();
-    rows.element = element;
-    rows.n = n;
-    rows.dim = dim;
-    rows.padded_n = round_up(n, kTile);
-    rows.depth = round_up(dim, step) / pack;
-    const int64_t width_step = std::max<int64_t>(16, step);
-    rows.width = round_up(dim, width_step);
-    if (rows.width >= 128) rows.width |= width_step;
-    rows.partner = partners ? n / 2 : 0;
-    memory.want(rows.rows, rows.padded_n * rows.width / pack);
-    memory.want(rows.panels, rows.padded_n * rows.depth);
-    memory.want(rows.inverse_norm, rows.padded_n);
-  }
-
-  void want_gradient_operands() {
-    if (kernels->pack == 2) memory.want(rows.row_pairs, rows.padded_n / 2 * rows.width);
-  }
-
-  void want_groups(const std::optional<Tensor>& groups) {
-    if (groups) memory.want(group, rows.padded_n);
-  }
-
-  void allocate(const std::optional<Tensor>& groups) {
-    memory.allocate();
-    if (groups) number_groups(*groups);
-  }
-
-  void normalise(Rows range) const { kernels->normalise(rows, range); }
-
- private:
-  // Groups numbered from 0, which a float holds exactly; NaN, equal to nothing, for rows of none.
-  void number_groups(const Tensor& groups) {
-    const RowValues<int64_t> ids("groups", groups, rows.n, ScalarType::Long);
-    std::vector<int64_t> known;
-    for (int64_t i = 0; i < rows.n; ++i)
-      if (ids[i] >= 0) known.push_back(ids[i]);
-    std::sort(known.begin(), known.end());
-    known.erase(std::unique(known.begin(), known.end()), known.end());
-    std::fill(group, group + rows.padded_n, T(kNaN));
-    for (int64_t i = 0; i < rows.n; ++i)
-      if (ids[i] >= 0)
-        group[i] = T(std::lower_bound(known.begin(), known.end(), ids[i]) - known.begin());
-  }
-};
 
 struct Loss {
   double inverse_temperature, alpha;
@@ -406,45 +256,6 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
             threshold_gradients[i] = T(p.grad_threshold[i]);
       });
   return {grad_z, grad_threshold};
-}
-
-// (s_(r) + s_(r+1)) / 2 of n values, r = floor(q n). Reorders them; scratch holds n as well.
-template <class T>
-T halfway(T* values, int64_t n, double q, T* scratch) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  constexpr int64_t kStride = 16;
-  int64_t r = int64_t(std::floor(q * double(n)));
-  if (r == 0) return -kInfinity;
-  if (r == n) return kInfinity;
-  if (const int64_t sample = n / kStride; sample >= 32) {
-    // Every 16th value brackets the two, four standard deviations wide; only what lies between is
-    // selected from. Where the bracket misses, all values are.
-    for (int64_t k = 0; k < sample; ++k) scratch[k] = values[k * kStride];
-    const int64_t margin = 1 + int64_t(4 * std::sqrt(q * (1 - q) * double(sample)));
-    const int64_t at = r / kStride, lower = at - margin, upper = at + margin;
-    T low = -kInfinity, high = kInfinity;
-    if (lower >= 0) {
-      std::nth_element(scratch, scratch + lower, scratch + sample);
-      low = scratch[lower];
-    }
-    if (upper < sample) {
-      std::nth_element(scratch + std::max<int64_t>(lower, 0), scratch + upper, scratch + sample);
-      high = scratch[upper];
-    }
-    int64_t below = 0, between = 0;
-    for (int64_t k = 0; k < n; ++k) {
-      scratch[between] = values[k];
-      below += values[k] < low;
-      between += (values[k] >= low) & (values[k] <= high);
-    }
-    if (below < r && r < below + between) {
-      values = scratch;
-      n = between;
-      r -= below;
-    }
-  }
-  std::nth_element(values, values + r, values + n);
-  return (*std::max_element(values, values + r) + values[r]) / 2;
 }
 
 template <class T>
