@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -19,7 +20,7 @@ def view_alignment(
 
     Views differ by dropout and augmentation, so the objective sees them as in training. Chance is
     drawn from the run's seed, the same at every call, and torch's generators are left as they were.
-    Of several pairs a sequence (``views="us"``) the means.
+    Of several pairs a sequence (``views="us"``) the means. What a single row has none of is left out.
     """
     objective.train()
     device = next(objective.parameters()).device
@@ -31,4 +32,5 @@ def view_alignment(
         ]
     pairs = torch.cat(views, dim=2)  # (pairs, 2, rows, d)
     figures = torch.tensor([alignment_uniformity(x, y) for x, y in pairs]).mean(dim=0)
-    return dict(zip(("alignment", "uniformity"), figures.tolist()))
+    named = zip(("alignment", "uniformity"), figures.tolist())
+    return {name: figure for name, figure in named if math.isfinite(figure)}

@@ -119,12 +119,17 @@ class Config(BaseModel):
     epochs: int = Field(
         20,
         ge=1,
-        description="passes over the rows, at most; the learning rate reaches 0 at their end",
+        description="passes over the rows, at most",
     )
     batch_size: _Size = Field(128, description="sequences a step; the contrastive N is twice it")
     learning_rate: float = Field(2e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
-    warmup_epochs: float = Field(2.0, ge=0, description="linear warm-up, then cosine decay to 0")
+    warmup_epochs: float = Field(
+        2.0, ge=0, description="linear warm-up of the learning rate, half of the epochs at most"
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="of the learning rate after warm-up; cosine: reaches 0 at the last epoch"
+    )
     random_windows: float = Field(
         0.5,
         ge=0,

@@ -11,17 +11,26 @@ from arec.results import final_metrics, format_results
 from arec.trainer import pick_device
 
 
+def evaluate_run(folder: Path) -> str:
+    """The table of results, from the checkpoint of the best epoch.
+
+    Raises:
+        RunError, ConfigError, DataError: see :func:`arec.checkpoint.load_run`.
+    """
+    config, split, objective = load_run(folder)
+    objective.to(pick_device(config.device))
+    candidates = sampled_candidates(folder, split, config.seed)
+    return format_results(final_metrics(objective, split, config, candidates), candidates)
+
+
 def main() -> None:
     parser = Parser("arec.evaluate", "Rank the test items with the checkpoint of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
-    arguments = parser.parse_args()
-    config, split, objective = load_run(arguments.run)
-    if not (arguments.run / METRICS).exists():
-        print(f"{arguments.run}: training has not finished; its best epoch so far", file=sys.stderr)
-    objective.to(pick_device(config.device))
-    candidates = sampled_candidates(arguments.run, split, config.seed)
-    metrics = final_metrics(objective, split, config, candidates)
-    print(format_results(metrics, candidates))
+    run_folder = parser.parse_args().run
+    table = evaluate_run(run_folder)
+    if not (run_folder / METRICS).exists():
+        print(f"{run_folder}: training has not finished; its best epoch so far", file=sys.stderr)
+    print(table)
 
 
 if __name__ == "__main__":

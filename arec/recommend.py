@@ -15,6 +15,7 @@ from arec.cli import Parser, run
 from arec.data.batches import gather_windows
 from arec.data.interactions import Sequences
 from arec.objectives import Objective
+from arec.ranking import top_items
 from arec.trainer import pick_device
 
 _BATCH = 256
@@ -37,8 +38,11 @@ def recommend(
         for user, items, scores in recommend(objective, sequences, users, top=10):
             print(sequences.user_ids[user], [sequences.item_ids[item - 1] for item in items])
 
-    Any other history, of a user who is not in the run say, is scored by
-    ``objective.score(inputs, lengths)``.
+    A history that is not in the run, of item numbers from 1 and with its own items still to be left
+    out::
+
+        history = [17, 4, 99][-objective.encoder.max_length :]
+        scores = objective.score(torch.tensor([history]), torch.tensor([len(history)]))[0, 1:]
 
     Yields:
         user, items ``(k,)`` int64 and scores ``(k,)`` float32, best first; k is less than ``top``
@@ -48,16 +52,15 @@ def recommend(
     device = next(objective.parameters()).device
     for start in range(0, len(users), _BATCH):
         batch = users[start : start + _BATCH]
-        lengths = np.minimum(sequences.lengths[batch], objective.encoder.max_length)
-        inputs = gather_windows(sequences.items, sequences.offsets[batch + 1], lengths, lengths.max())
-        scores = objective.score(inputs.to(device), torch.from_numpy(lengths).to(device)).cpu()
-        scores = scores[:, : sequences.num_items + 1]
-        scores[:, 0] = -torch.inf
-        for row, user in enumerate(batch):
-            scores[row, torch.from_numpy(sequences[user].astype(np.int64))] = -torch.inf
-        best = scores.topk(min(top, sequences.num_items), dim=1)
-        for user, values, items in zip(batch, best.values, best.indices):
-            kept = values > -torch.inf
+        lengths = sequences.lengths[batch]
+        history = gather_windows(sequences.items, sequences.offsets[batch + 1], lengths, lengths.max())
+        seen = np.minimum(lengths, objective.encoder.max_length)
+        inputs = gather_windows(sequences.items, sequences.offsets[batch + 1], seen, seen.max())
+        scores = objective.score(inputs.to(device), torch.from_numpy(seen).to(device))
+        best = top_items(scores, top, history.to(device))
+        best_scores = scores.gather(1, best)
+        for user, items, values in zip(batch, best.cpu(), best_scores.cpu()):
+            kept = items > 0
             yield int(user), items[kept].numpy(), values[kept].numpy()
 
 

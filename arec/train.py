@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -28,6 +29,7 @@ from arec.checkpoint import (
 )
 from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import RECIPE_NAMES, Config
+from arec.evaluate import evaluate_run
 from arec.results import final_metrics, format_results
 from arec.trainer import Trainer
 
@@ -75,8 +77,10 @@ def train(config: Config, folder: Path) -> str:
     Returns:
         The table of results.
     """
-    # Interrupted in its first epoch, a run has nothing to go on from but its settings.
-    started = any((folder / name).exists() for name in (LAST, METRICS))
+    if (folder / METRICS).is_file():
+        print(f"{folder}: finished already; ranking again, training nothing", file=sys.stderr)
+        return evaluate_run(folder)
+    started = (folder / LAST).exists()  # else there is nothing to go on from but its settings
     # Before anything is written: what cannot be loaded or built leaves nothing behind.
     trainer = Trainer(located(config), load_data(config), folder, resume=started)
     new = not (folder / CONFIG).is_file()

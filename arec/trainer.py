@@ -115,11 +115,13 @@ class Trainer:
                 self._restore(load_state(run / LAST))
 
     def _rate(self, step: int) -> float:
-        """Linear warm-up, then cosine decay to 0, as a share of the peak."""
-        warmup = self.config.warmup_epochs * len(self.batches)
+        """As a share of the peak: linear warm-up, then constant, or cosine decay to 0."""
         total = self.config.epochs * len(self.batches)
+        warmup = min(self.config.warmup_epochs * len(self.batches), total / 2)
         if step < warmup:
-            return (step + 1) / warmup
+            return min((step + 1) / warmup, 1.0)
+        if self.config.schedule == "constant":
+            return 1.0
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
     def fit(self) -> list[dict[str, Any]]:
@@ -132,8 +134,6 @@ class Trainer:
             RunError: the loss is not finite; no checkpoint is written after that.
         """
         done = len(self.records)
-        if done == self.config.epochs:
-            log.info("all %d epochs are done already", done)
         steps = (self.config.epochs - done) * len(self.batches)
         with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=None) as bar:
             for epoch in range(done, self.config.epochs):

@@ -1,6 +1,7 @@
 """Keep what was measured, and show it in the README and in docs/.
 
-    python bench/publish.py RUN [RUN ...]   runs of arec.train -> bench/results/<folder name>.json
+    python bench/publish.py RUN [RUN ...]   runs of arec.train, on the machine where they were trained
+                                            -> bench/results/<folder name>.json
     python bench/publish.py                 only render the pages' result sections again
 
 Their sections between ``<!-- results:NAME -->`` marks hold nothing typed by hand. NAME is that of a
@@ -25,10 +26,9 @@ PUBLISHED = ROOT / "arec" / "published.json"
 
 def machine() -> str:
     """Processor model and number of cores that this process may use."""
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        model = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text())[1]
+    named = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    model = named[1] if named else platform.processor() or platform.machine()
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
@@ -84,7 +84,8 @@ def ranking_table(part: str) -> str:
     notes = set()
     for path in sorted(RESULTS.glob(f"*-{part}*.json")):
         result = json.loads(path.read_text())
-        notes.add(result["machine"])
+        threads = result["threads"]
+        notes.add(f"{result['machine']}, {threads} thread{'s' * (threads > 1)} a run")
         for protocol in ("filtered", "unfiltered"):
             figures = result["test"][protocol]
             cells = " | ".join(f"{figures[name]:.4f}" for name in names)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from arec.data.split import LeaveOneOut, Stage
+from arec.errors import DataError
 from arec.positives import TargetIndex
 
 
@@ -26,7 +27,7 @@ class Batch:
     inputs: Tensor  # (B, L) int64 items
     targets: Tensor  # int64, the next item: (B, L) at each position, or (B,) at the last one only
     lengths: Tensor  # (B,) int64
-    partner_inputs: Tensor | None = None  # (B, L) a sequence before the same target; else the own
+    partner_inputs: Tensor | None = None  # (B, longest) a sequence before the same target; else the own
     partner_lengths: Tensor | None = None  # (B,)
     intents: Tensor | None = None  # (2B,) planted intent of the anchor's and the partner's target
     anchors: Tensor | None = None  # (B,) int64 number of items up to the anchor; None: all
@@ -85,6 +86,9 @@ class TrainingBatches:
     starts more slowly. Numbers of targets differ, so a loss that is a mean over a batch has to be
     multiplied by ``Batch.weight``, or a target in a batch of short windows (or the incomplete last
     one) would count more than others.
+
+    Raises:
+        DataError: no user has two training items.
     """
 
     def __init__(
@@ -109,6 +113,11 @@ class TrainingBatches:
             self.users, self.prefixes = split.train_prefixes()
         else:
             self.users, self.prefixes = np.flatnonzero(split.train_lengths >= 2), None
+        if not len(self.users):
+            raise DataError(
+                f"{split.sequences.name}: no user has 2 items to train with (of 3 items and more, the "
+                "last 2 are for validation and test), so there is nothing to learn"
+            )
         self.index = TargetIndex(split) if partners else None
 
     def __len__(self) -> int:
@@ -174,9 +183,9 @@ class TrainingBatches:
             found = drawn >= 0
             partner_positions = np.where(found, drawn, anchor_positions)
             before = partner_positions - sequences.offsets[np.where(found, partner_users, users)]
-            partner_lengths = np.minimum(np.where(found, before, anchors), width)
+            partner_lengths = np.minimum(np.where(found, before, anchors), self.max_length)
             batch["partner_inputs"] = gather_windows(
-                sequences.items, partner_positions, partner_lengths, width
+                sequences.items, partner_positions, partner_lengths, int(partner_lengths.max())
             )
             batch["partner_lengths"] = torch.from_numpy(partner_lengths)
         if sequences.planted is not None:

@@ -76,9 +76,9 @@ class AdaptiveRec(ContrastiveObjective):
             histogram_bins=BINS,
         )
         self.histogram += stats.histogram
-        self.batch_quantiles += torch.stack(
-            [_histogram_quantile(stats.histogram, config.quantile), k.new_ones(())]
-        )
+        counts = (stats.histogram.sum() > 0).float()  # a batch of one row has no candidates
+        quantile = _histogram_quantile(stats.histogram, config.quantile)
+        self.batch_quantiles += torch.stack([counts * quantile, counts])
         weighted = config.lambda_cl * learn
         logged = {
             "L_cl": learn,

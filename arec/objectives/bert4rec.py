@@ -1,4 +1,8 @@
-"""BERT4Rec: masked items with a bidirectional transformer (Sun et al., 2019), full softmax."""
+"""BERT4Rec: masked items with a bidirectional transformer (Sun et al., 2019), full softmax.
+
+Scores are products with the item embeddings, as in every method here; the paper's output (Sec. 3.5)
+has one more layer with GELU before them and a bias for each item.
+"""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ import torch
 import arec.trainer
 from arec import checkpoint, evaluate, recommend, train
 from arec.cli import run
+from arec.config import Config
 from arec.objectives import adaptiverec
 from arec.results import format_results
 from arec.trainer import Trainer
@@ -73,6 +74,37 @@ def test_one_user(tmp_path, monkeypatch, capsys) -> None:
          "--k-core", 1, *SMALL)  # fmt: skip
     assert "SimThres" not in capsys.readouterr().out
     assert "NaN" not in (folder / "metrics.json").read_text()
+    record = json.loads((folder / "log.jsonl").read_text())
+    assert "alignment" in record and "uniformity" not in record
+
+
+def test_nobody_to_train_with_leaves_nothing_behind(tmp_path, monkeypatch, capsys) -> None:
+    folder, log_file = tmp_path / "run", tmp_path / "threes.txt"
+    log_file.write_text("u1 a b c\nu2 b c a\nu3 c a b\n")
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--k-core", 1, *SMALL)
+    assert exit.value.code == 2
+    assert "no user has 2 items to train with" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("warmup_epochs", [0.0, 0.01, 0.7, 2.0, 100.0])
+def test_the_learning_rate_rises_to_its_peak_and_then_falls_or_stays(
+    log_file, tmp_path, schedule, warmup_epochs
+) -> None:
+    config = Config(
+        method="sasrec", dataset=str(log_file), epochs=4, schedule=schedule, batch_size=32,
+        warmup_epochs=warmup_epochs,
+    )  # fmt: skip
+    trainer = Trainer(config, checkpoint.load_data(config), tmp_path)
+    steps = 4 * len(trainer.batches)
+    rates = [trainer._rate(step) for step in range(steps)]
+    warmup = round(min(warmup_epochs, 2) * len(trainer.batches))
+    assert max(rates) == pytest.approx(1), "the peak, however long the warm-up"
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert trainer._rate(steps) == (pytest.approx(0) if schedule == "cosine" else 1)
 
 
 def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> None:
@@ -337,10 +369,13 @@ def test_settings_that_the_method_does_not_use_are_named(
     call(train, monkeypatch, "--config", recipe, "--dataset", log_file, "--run-dir", folder,
          "--lambda-cl", 0.2, "--epochs", 1, *SMALL)  # fmt: skip
     assert "sasrec does not use lambda_cl, quantile\n" in capsys.readouterr().err
+    capsys.readouterr()
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
     call(train, monkeypatch, "--resume", folder)
-    said = capsys.readouterr().err
+    table, said = capsys.readouterr()
     assert "does not use" not in said
-    assert "all 1 epochs are done already\n" in said
+    assert "finished already" in said and "test (filtered)" in table
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("found_by", ["path", "file", "option", "environment"])

@@ -9,6 +9,7 @@ import torch
 from arec.data.batches import TrainingBatches, history_batches
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
+from arec.errors import DataError
 
 MAX_LENGTH = 6
 
@@ -72,8 +73,8 @@ def test_partners_end_before_the_same_target(split: LeaveOneOut, anchors: str) -
         for row, length in enumerate(batch.partner_lengths):
             window = batch.partner_inputs[row, :length].tolist()
             target = batch.anchor_targets[row].item()
-            # A partner is cut to the width of its batch.
-            assert any(k[-1] == target and list(k[-1 - length : -1]) == window for k in known)
+            own = batch.anchor_inputs[row, :length].tolist()
+            assert (*window, target) in known or window == own
 
 
 def test_random_anchors_are_all_positions_alike(split: LeaveOneOut) -> None:
@@ -157,9 +158,16 @@ def test_rows_of_prefixes_have_partners_before_the_same_target(split: LeaveOneOu
         for i, length in enumerate(batch.partner_lengths):
             window = batch.partner_inputs[i, :length].tolist()
             target = batch.targets[i].item()
-            assert any(k[-1] == target and list(k[-1 - length : -1]) == window for k in known)
-            own += torch.equal(batch.partner_inputs[i], batch.inputs[i])
+            assert (*window, target) in known
+            own += window == batch.inputs[i, : batch.lengths[i]].tolist()
     assert own < 100, "mostly somebody else's"
+
+
+def test_without_two_training_items_there_is_nothing_to_learn() -> None:
+    items, offsets = np.array([1, 2, 3] * 3, dtype=np.int32), np.arange(0, 10, 3)
+    ids = np.array(["a", "b", "c"])
+    with pytest.raises(DataError, match="threes: no user has 2 items to train with"):
+        batches(LeaveOneOut(Sequences("threes", items, offsets, ids, ids)))
 
 
 def test_a_prefix_costs_an_index_and_no_copy() -> None:

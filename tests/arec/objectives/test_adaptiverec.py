@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import arec.objectives.adaptiverec as module
+from arec.data.batches import Batch
 from arec.objectives import AdaptiveRec
 from arec_kernels import reference
 
@@ -131,6 +132,22 @@ def test_no_regulariser_in_the_first_epoch_then_the_previous_epoch_s(
     # What is counted in this epoch does not change what regularises it.
     assert objective.reference.item() == k_stat
     assert "reference" in objective.state_dict()
+
+
+@pytest.mark.parametrize("regulariser", ["paper", "released"])
+def test_a_batch_without_candidates_says_nothing_of_the_epoch(adaptive, batch, regulariser) -> None:
+    objective = adaptive(regulariser=regulariser)
+    one_row = Batch(
+        *(getattr(batch, name)[:1] for name in ("inputs", "targets", "lengths")),
+        *(getattr(batch, name)[:1] for name in ("partner_inputs", "partner_lengths")),
+    )
+    objective(batch)
+    alone = objective.end_epoch()["k_stat"]
+    objective(batch)
+    objective(one_row)
+    assert objective.end_epoch()["k_stat"] == alone
+    objective(one_row)
+    assert objective.end_epoch()["k_stat"] == alone, "the last one that there was"
 
 
 def test_epoch_quantile_is_exact_to_a_bin() -> None:
