@@ -1,7 +1,8 @@
 """Builds arec_kernels._C; everything else about the package is in pyproject.toml.
 
 The CPU kernels are one source compiled once for each instruction set that the compiler knows. Without
-a C++ compiler the package installs without the extension and runs on the PyTorch reference.
+a C++ compiler that knows half precision (gcc 12) the package installs without the extension and runs
+on the PyTorch reference.
 """
 
 from __future__ import annotations
@@ -38,14 +39,11 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH_FLOOR:
     sys.exit(f"arec: expected torch >= {'.'.join(map(str, TORCH_FLOOR))}, found {torch.__version__}")
 
 
-def accepted(name: str, flags: list[str]) -> bool:
-    """Whether the compiler knows an instruction set (AMX: gcc 11; pairs of bfloat16: gcc 10)."""
+def accepted(flags: list[str]) -> bool:
+    """Whether the compiler compiles with these flags what the kernels cannot do without."""
+    source = b"_Float16 half(float x) { return _Float16(__builtin_bit_cast(float, x)); }"
     command = [*COMPILER, *flags, "-fsyntax-only", "-x", "c++", "-"]
-    trial = subprocess.run(command, input=b"", capture_output=True)
-    if trial.returncode:
-        print(f"arec: {COMPILER[0]} does not compile for {name}: installing without these kernels",
-              file=sys.stderr)
-    return not trial.returncode
+    return not subprocess.run(command, input=source, capture_output=True, check=False).returncode
 
 
 class Build(BuildExtension):
@@ -53,7 +51,9 @@ class Build(BuildExtension):
 
     def build_extension(self, extension):
         for name, flags in INSTRUCTION_SETS.items():
-            if not accepted(name, flags):
+            if not accepted(flags):
+                print(f"arec: {COMPILER[0]} does not compile for {name}: installing without these "
+                      "kernels", file=sys.stderr)
                 continue
             extension.extra_objects += self.compiler.compile(
                 [str(KERNELS)],
@@ -67,8 +67,10 @@ class Build(BuildExtension):
 
 
 def extensions() -> list:
-    if not shutil.which(COMPILER[0]):
-        print(f"arec: no C++ compiler ({COMPILER[0]}): installing without the compiled kernels; "
+    found = shutil.which(COMPILER[0])
+    if not found or not accepted([]):
+        lack = "has no _Float16 (gcc has it from 12 on)" if found else "is not there"
+        print(f"arec: the C++ compiler {COMPILER[0]} {lack}: installing without the compiled kernels; "
               "arec_kernels will run on its PyTorch reference", file=sys.stderr)
         return []
     return [

@@ -6,9 +6,9 @@ default (`registration.DEFAULTS`): it runs where `backend="triton"` asks for it.
 
 The kernels stream tiles of the similarity matrix, which is never stored: memory is O(N D). Every
 launch goes to the current stream of the tensor's device, nothing synchronises with the host, and
-all can be captured in a CUDA graph. fp32 products follow `torch.get_float32_matmul_precision()`, which
-forward and backward of one call must find the same: "highest" computes in fp32 on the CUDA cores,
-anything else in TF32.
+all can be captured in a CUDA graph. fp32 products follow `torch.set_float32_matmul_precision()` and
+`torch.backends.cuda.matmul.fp32_precision`, which forward and backward of one call must find the same:
+in TF32 where that is "tf32", else in fp32 on the CUDA cores.
 """
 
 from arec_kernels.triton.backward import backward

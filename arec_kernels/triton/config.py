@@ -177,7 +177,8 @@ def plan(z: Tensor) -> Plan:
     else:
         width, block_d = _round_up(d, WIDE_BLOCK), WIDE_BLOCK
     operands = OPERANDS[z.dtype]
-    if operands == "fp32" and torch.get_float32_matmul_precision() != "highest":
+    # Set by torch.set_float32_matmul_precision() too, whose getter fails once this has been set.
+    if operands == "fp32" and torch.backends.cuda.matmul.fp32_precision == "tf32":
         operands = "tf32"
     tile = _forced_tile or _choose_tile(z, operands, block_d)
     return Plan(

@@ -164,7 +164,8 @@ def nearest_tf32(x):
     """fp32 `x` to the nearest TF32 value in a few float operations, for the entries of every tile.
 
     Dekker's splitting: the sum of x and 2^13 x has no room for the last 13 bits of x. NaN stays;
-    beyond 2^114 it becomes NaN, which no gradient comes near.
+    beyond 2^114 it becomes NaN, which no gradient comes near. The sum may be one multiply-add, and
+    nothing after it is: a product x * 8193 would be fused with both differences, and round nothing.
     """
-    high = x * 8193.0
+    high = x * 8192.0 + x
     return high - (high - x)

@@ -70,29 +70,36 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
   const auto& pairs = p.pairs;
   typename V::Reg columns[kTile / V::kLanes];
   for (auto& sum : columns) sum = V::broadcast(0);
-  // sigma (1 - sigma) = t / (1 + t)^2 with t = exp(-|s - k| / h)
-  const auto slope = [&](typename V::Reg distance) {
-    const auto t = exp2_any<V>(V::broadcast(-p.inverse_width) * V::abs(distance));
-    const auto one = V::broadcast(1) + t;
-    return t / (one * one);
+  const auto scale = V::broadcast(pairs.scale), width = V::broadcast(-p.inverse_width);
+  // dl/dq sigma (1 - sigma), the latter being t / (1 + t)^2 with t = exp(-|s - k| / h). In a row's own
+  // scale there is one exponent for both: one far above log D would be infinite before t is 0.
+  const auto pull = [&](typename V::Reg x, typename V::Reg threshold, typename V::Reg shift,
+                        typename V::Reg plain, typename V::Reg exponential) {
+    const auto distance = width * V::abs(x - threshold);
+    const auto t = exp2_any<V>(distance), one = V::broadcast(1) + t;
+    typename V::Reg share;
+    if constexpr (own_shift) share = exp2_any<V>(x * scale - shift + distance);
+    else share = exp2<V>(x * scale - shift) * t;
+    return (plain * t + exponential * share) / (one * one);
   };
   for (int64_t r = 0; r < kTile; ++r) {
     const int64_t i = tile.row + r;
     const CandidateRow<V> candidates(pairs.z, pairs.group, tile, i);
     auto sum = V::broadcast(0);
-    for (int c = 0; c < kTile; c += V::kLanes) {
+    for (int64_t c = tile.first_column(i, V::kLanes); c < kTile; c += V::kLanes) {
       const int64_t j = tile.column + c;
-      const auto x = V::load(s + r * kTile + c);
-      const Exponentials<V, own_shift> e(x, pairs.scale, own_shift ? pairs.shift[i] : 0,
-                                         own_shift ? pairs.shift + j : nullptr);
-      const auto row = V::broadcast(p.constant[i]) + V::broadcast(p.linear[i]) * x +
-                       V::broadcast(p.exponential[i]) * e.row;
-      const auto column = V::load(p.constant + j) + V::load(p.linear + j) * x +
-                          V::load(p.exponential + j) * e.column;
-      const auto candidate = candidates(c);
-      sum = V::add_where(candidate, sum, row * slope(x - V::broadcast(pairs.threshold[i])));
+      const auto x = V::load(s + r * kTile + c), candidate = candidates(c);
+      const auto row = pull(x, V::broadcast(pairs.threshold[i]),
+                            own_shift ? V::broadcast(pairs.shift[i]) : scale,
+                            V::broadcast(p.constant[i]) + V::broadcast(p.linear[i]) * x,
+                            V::broadcast(p.exponential[i]));
+      const auto column = pull(x, V::load(pairs.threshold + j),
+                               own_shift ? V::load(pairs.shift + j) : scale,
+                               V::load(p.constant + j) + V::load(p.linear + j) * x,
+                               V::load(p.exponential + j));
+      sum = V::add_where(candidate, sum, row);
       auto& total = columns[c / V::kLanes];
-      total = V::add_where(candidate, total, column * slope(x - V::load(pairs.threshold + j)));
+      total = V::add_where(candidate, total, column);
     }
     p.grad_threshold[i] += V::sum(sum);
   }

@@ -114,7 +114,7 @@ void maximum(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
       const CandidateRow<V> candidates(p.pairs.z, p.pairs.group, tile, i);
       const auto none = V::broadcast(-2);
       auto best = none;
-      for (int c = 0; c < kTile; c += V::kLanes) {
+      for (int64_t c = tile.first_column(i, V::kLanes); c < kTile; c += V::kLanes) {
         const int64_t j = tile.column + c;
         const auto x = V::load(s + r * kTile + c);
         auto for_row = candidates(c), for_column = for_row;

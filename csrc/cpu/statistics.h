@@ -105,7 +105,7 @@ void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, dou
     for (int64_t r = 0; r < kTile; ++r) {
       const CandidateRow<V> candidates(p.z, p.group, tile, tile.row + r);
       auto total = V::broadcast(T(0));
-      for (int c = 0; c < kTile; c += V::kLanes) {
+      for (int64_t c = tile.first_column(tile.row + r, V::kLanes); c < kTile; c += V::kLanes) {
         const auto e = Exponentials<V, false>(V::load(s + r * kTile + c), p.scale, T(0), nullptr).row;
         total = tile.masked ? V::add_where(candidates(c), total, e) : total + e;
       }

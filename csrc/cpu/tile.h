@@ -14,8 +14,8 @@ struct Tile {
   int64_t row, column;
   bool partners;  // some partners meet in it
   bool masked;    // not every pair of it is a pair of candidates
-  // Where the candidates of rows from `i` on begin, in whole steps of columns; what is left of it on
-  // the diagonal is neither computed nor read.
+  // Where the candidates of rows from `i` on begin, in whole steps of columns: on the diagonal what is
+  // left of it is not computed.
   int64_t first_column(int64_t i, int64_t step) const {
     return row == column ? (i - row) / step * step : 0;
   }

@@ -168,6 +168,16 @@ def test_an_excluded_pair_whose_share_would_overflow_changes_nothing(
     assert_correct(z, k, compiled, temperature=temperature, positives=False)
 
 
+def test_a_share_far_above_the_denominator_pulls_no_threshold(compiled, device) -> None:
+    """e^((s - s') / temperature) overflows, and sigma' is far below its inverse."""
+    z = make_rows(64, 64, torch.float32, device=device)
+    z[1] = z[0]
+    k = torch.full((64,), 0.5, device=device, requires_grad=True)
+    loss = adaptive_info_nce(z, k, temperature=0.007, threshold_grad=0.003, backend=compiled)
+    loss.backward()
+    assert k.grad.abs().max() < 1e-6
+
+
 def test_rows_of_any_magnitude(compiled: str, device: str) -> None:
     z = make_rows(40, 5, device=device)
     z[1] *= 1e30

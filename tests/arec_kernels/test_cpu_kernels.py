@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -135,17 +136,41 @@ def test_the_same_bits_for_every_number_of_threads(dtype: torch.dtype, temperatu
 
 
 def test_similarities_are_symmetric_to_the_bit(isa: str) -> None:
-    """With one threshold for all rows a pair is positive for both its rows or for neither.
+    """A similarity has the same bits for both its rows, in any tile and in every kernel.
 
-    The thresholds are similarities of the batch, so that the last bit decides; the median of two
-    equal candidates reads one off.
+    The threshold is a similarity of the batch, so that the last bit decides; the median of two equal
+    candidates reads it off, in a tile of its own.
     """
     z = make_rows(200, 37)
     for i, j in ((0, 1), (5, 190), (63, 64), (130, 70)):
-        s = row_similarity_quantile(z[[i, j, i, j]], 0.5, backend="cpp")
-        assert s[0] == s[1]
-        _, stats = adaptive_info_nce(z, s[0], histogram_bins=2, backend="cpp")
-        assert stats.positives.sum() % 2 == 0
+        s = row_similarity_quantile(z[[i, j, i, j]], 0.5, backend="cpp")[0]
+        at, below = (
+            adaptive_info_nce(z, k, histogram_bins=2, backend="cpp")[1].positives[[i, j]]
+            for k in (s, torch.nextafter(s, s.new_tensor(-2)))
+        )
+        assert (below - at).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("n", "d", "threshold"), [(1538, 16, 0.3), (4226, 8, math.inf)])
+def test_large_blocks_of_rows(n: int, d: int, threshold: float) -> None:
+    """Blocks of 4 and of 8 tiles, the last of which is short."""
+    z = make_rows(n, d)
+    k = clear_thresholds(z) if threshold < 1 else torch.full((n,), threshold)
+    (loss, grad), (expected, expected_grad) = (
+        loss_and_gradient(z.to(dtype), k, backend)
+        for backend, dtype in (("cpp", torch.float32), ("reference", torch.float64))
+    )
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    assert (grad - expected_grad).norm() < 1e-5 * expected_grad.norm()
+
+
+def loss_and_gradient(
+    z: torch.Tensor, k: torch.Tensor, backend: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    z = z.detach().clone().requires_grad_()
+    loss = adaptive_info_nce(z, k, temperature=0.2, reduction="none", backend=backend)
+    loss.sum().backward()
+    return loss.detach(), z.grad.double()
 
 
 @pytest.mark.parametrize("q", [0.001, 0.5, 0.9, 0.9999])

@@ -18,11 +18,14 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
+import triton
+import triton.language as tl
 from triton.runtime import driver
 from triton_offline import OfflineDriver
 
 import arec_kernels.triton as kernels
 from arec_kernels.triton import config
+from arec_kernels.triton.tile import nearest_tf32
 
 # Bytes of shared memory a program may have. The table's entries for 8.0 also run on 8.6, 8.9 and
 # 12.0, which have the least.
@@ -138,6 +141,31 @@ def test_products_run_on_the_warpgroup_units_of_hopper() -> None:
         for cubin in target.cubins
         if cubin.name in ("forward_kernel", "backward_kernel")
     )
+
+
+@triton.jit
+def nearest_tf32_kernel(x_ptr, BLOCK: tl.constexpr):
+    at = x_ptr + tl.arange(0, BLOCK)
+    tl.store(at, nearest_tf32(tl.load(at)))
+
+
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_either_api_of_torch_sets_the_precision(precision: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = precision
+        with config.forced_tile(config.table_tile(90, "tf32", 64, MANY)):
+            assert config.plan(torch.zeros(4, 3)).precision == precision
+    finally:
+        matmul.fp32_precision = before
+
+
+def test_rounding_to_tf32_is_not_fused_away() -> None:
+    with offline(90, "tf32") as target:
+        nearest_tf32_kernel[(1,)](torch.zeros(128), BLOCK=128)
+    assembly = target.cubins[0].disassembly()
+    assert assembly.count("FFMA") == 1 and assembly.count("FADD") == 2
 
 
 @pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 103, 120, 121])

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 
+FILES = ("triton_kernels", "backends", "loss", "registration", "similarity")
+
+
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="Triton is not installed")
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="this process interprets")
 def test_kernels_under_the_interpreter() -> None:
@@ -18,7 +21,7 @@ def test_kernels_under_the_interpreter() -> None:
     tests = Path(__file__).parent
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton",
-         str(tests / "test_triton_kernels.py"), str(tests / "test_backends.py")],
+         *(str(tests / f"test_{name}.py") for name in FILES)],
         check=False, cwd=tests.parents[1], env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True, text=True,
     )
