@@ -66,8 +66,8 @@ def adaptive_info_nce(
 
     Raises:
         ValueError: an argument is not as described.
-        RuntimeError: `backend` cannot run here; or a second derivative through a compiled backend
-            ("reference" has them).
+        RuntimeError: `backend` cannot run here; or a second derivative or a transform of torch.func
+            through a compiled backend ("reference" has them).
     """
     check_views(z)
     check_options(temperature, partner_weight, denominator, weighting, threshold_grad,
