@@ -5,7 +5,7 @@
     python bench/publish.py                 only render the pages' result sections again
 
 Their sections between ``<!-- results:NAME -->`` marks hold nothing typed by hand. NAME is that of a
-Markdown file in bench/results/, or else part of the names of published runs.
+Markdown file in bench/results/, "curve-" and the name of a published run, or part of such names.
 """
 
 from __future__ import annotations
@@ -99,12 +99,31 @@ def ranking_table(part: str) -> str:
     return "\n".join(lines)
 
 
+def curve_table(name: str) -> str:
+    """Validation figures of a published run by epoch."""
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    lines = ["| epoch | training loss | NDCG@10 filtered | NDCG@10 unfiltered |", "|---|---|---|---|"]
+    for record in result["log"]:
+        filtered, unfiltered = (
+            record["valid"][protocol]["NDCG@10"] for protocol in ("filtered", "unfiltered")
+        )
+        lines.append(
+            f"| {record['epoch'] + 1} | {record['loss']:.3f} | {filtered:.4f} | {unfiltered:.4f} |"
+        )
+    return "\n".join([*lines, "", f"Validation figures of `{name}`."])
+
+
 def render(page: Path) -> str:
     """A page with its result sections made anew from ``bench/results/``."""
 
     def fill(match: re.Match) -> str:
         file = RESULTS / f"{match[1]}.md"
-        body = file.read_text().strip() if file.exists() else ranking_table(match[1])
+        if file.exists():
+            body = file.read_text().strip()
+        elif match[1].startswith("curve-"):
+            body = curve_table(match[1].removeprefix("curve-"))
+        else:
+            body = ranking_table(match[1])
         if page.parent != ROOT:
             body = body.replace("](bench/", "](../bench/")
         return f"<!-- results:{match[1]} -->\n{body}\n<!-- /results:{match[1]} -->"

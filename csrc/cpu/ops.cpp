@@ -13,6 +13,9 @@ namespace {
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 constexpr double kSharedShift = 0.025;  // the smallest temperature with one shift for all rows
+// The same in the backward pass, where e^{1/tau} / D_i is a factor of a row, and the upstream gradient
+// another: logarithm of the largest one. Only a row far from all its candidates has a larger one.
+constexpr double kLargestShare = 40;
 
 struct Loss {
   double inverse_temperature, alpha;
@@ -175,7 +178,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
                                          const Tensor& threshold,
                                          const std::optional<Tensor>& groups,
                                          const Tensor& log_denominator, const Tensor& num_positives,
-                                         const Tensor& positives_similarity, const Loss& loss,
+                                         const Tensor& positives_similarity, Loss loss,
                                          double width) {
   Input<T> input(z, true);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
@@ -183,6 +186,8 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
       logs("log_denominator", log_denominator, n),
       similarities("positives_similarity", positives_similarity, n);
   const RowValues<int64_t> counts("num_positives", num_positives, n, ScalarType::Long);
+  for (int64_t i = 0; i < n && !loss.own_shift; ++i)
+    loss.own_shift = loss.inverse_temperature - double(logs[i]) > kLargestShare;
   T *k, *shift = nullptr, *denominator, *positive, *constant = nullptr, *linear = nullptr,
     *exponential = nullptr;
   double *partner_weight, *partner_share, *log_d;
