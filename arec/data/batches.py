@@ -27,7 +27,7 @@ class Batch:
     inputs: Tensor  # (B, L) int64 items
     targets: Tensor  # int64, the next item: (B, L) at each position, or (B,) at the last one only
     lengths: Tensor  # (B,) int64
-    partner_inputs: Tensor | None = None  # (B, longest) a sequence before the same target; else the own
+    partner_inputs: Tensor | None = None  # (B, longest) a sequence before the same target, or the own
     partner_lengths: Tensor | None = None  # (B,)
     intents: Tensor | None = None  # (2B,) planted intent of the anchor's and the partner's target
     anchors: Tensor | None = None  # (B,) int64 number of items up to the anchor; None: all

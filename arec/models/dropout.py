@@ -9,7 +9,7 @@ _BITS = 16  # of randomness an element
 
 
 class Dropout(nn.Dropout):
-    """As :class:`torch.nn.Dropout`, but four to five times faster on a CPU.
+    """As :class:`torch.nn.Dropout`, but several times faster on a CPU.
 
     PyTorch draws there a random number and takes a branch for every element. Here a draw of 64 bits
     serves four, which rounds ``p`` to 1/65536.

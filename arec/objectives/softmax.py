@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 # On a CPU a chunk's logits should stay in the last-level cache; a GPU wants larger products.
 _LOGITS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
-# Of a chunk the softmax takes so many logits at a time: float32 that stays in a core's own cache.
+# The softmax of a chunk goes over so many logits at a time: float32 that stays in a core's own cache.
 _LOGITS_PER_BLOCK = {"cpu": 1 << 17}
 # Chunks of few different sizes: oneDNN compiles its products anew for every shape.
 _STEP = 64
