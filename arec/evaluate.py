@@ -18,6 +18,8 @@ def evaluate_run(folder: Path) -> str:
         RunError, ConfigError, DataError: see :func:`arec.checkpoint.load_run`.
     """
     config, split, objective = load_run(folder)
+    if not (folder / METRICS).exists():
+        print(f"{folder}: training has not finished; its best epoch so far", file=sys.stderr)
     objective.to(pick_device(config.device))
     candidates = sampled_candidates(folder, split, config.seed)
     return format_results(final_metrics(objective, split, config, candidates), candidates)
@@ -26,11 +28,7 @@ def evaluate_run(folder: Path) -> str:
 def main() -> None:
     parser = Parser("arec.evaluate", "Rank the test items with the checkpoint of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
-    run_folder = parser.parse_args().run
-    table = evaluate_run(run_folder)
-    if not (run_folder / METRICS).exists():
-        print(f"{run_folder}: training has not finished; its best epoch so far", file=sys.stderr)
-    print(table)
+    print(evaluate_run(parser.parse_args().run))
 
 
 if __name__ == "__main__":

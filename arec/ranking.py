@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
+from arec.data.batches import gather_windows
 from arec.data.split import LeaveOneOut, Stage
 from arec.metrics import metrics_from_lists, metrics_from_ranks
 
@@ -93,7 +94,7 @@ def draw_candidates(
             # A float32 draw may round to 0, whose key would be infinite even for a weight of 0.
             noise = np.maximum(rng.standard_exponential(size, dtype=np.float32), 1e-30)
             keys = torch.from_numpy(log_weight - np.log(noise))
-            history = _padded(split, split.eval_users[rows], lengths[rows])
+            history = _histories(split, split.eval_users[rows], lengths[rows])
             known = np.column_stack([history, targets[rows]])
             items = top_items(keys, SAMPLED, torch.from_numpy(known.astype(np.int64))).numpy()
             rows_drawn[rows, : items.shape[1]] = items
@@ -136,7 +137,7 @@ def rank_targets(
         if any(ranks["filtered"][rows]) or len(np.unique(rows)) < len(rows):
             raise ValueError("batches: holds a user twice")
         target = torch.from_numpy(targets[rows].astype(np.int64)).to(scores.device)
-        history = _padded(split, users, lengths[rows]).to(scores.device)
+        history = _histories(split, users, lengths[rows]).to(scores.device)
         for name, exclude in zip(whole, (history, None)):
             ranks[name][rows] = target_ranks(scores, target, exclude).cpu().numpy()
             best = top_items(scores, top, exclude).cpu().numpy()
@@ -199,11 +200,9 @@ def _slices(length: int, size: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-def _padded(split: LeaveOneOut, users: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-    """(B, longest) int64, the histories of `users`, filled up with 0."""
-    position = np.arange(lengths.max(initial=0))
-    inside = position < lengths[:, None]  # (B, longest)
-    starts = split.sequences.offsets[users]
-    history = np.zeros(inside.shape, dtype=np.int64)
-    history[inside] = split.sequences.items[(starts[:, None] + position)[inside]]
-    return torch.from_numpy(history)
+def _histories(split: LeaveOneOut, users: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+    """(B, longest) int64, the first `lengths` items of `users`, filled up with 0."""
+    sequences = split.sequences
+    return gather_windows(
+        sequences.items, sequences.offsets[users] + lengths, lengths, lengths.max(initial=0)
+    )

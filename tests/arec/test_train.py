@@ -369,7 +369,6 @@ def test_settings_that_the_method_does_not_use_are_named(
     call(train, monkeypatch, "--config", recipe, "--dataset", log_file, "--run-dir", folder,
          "--lambda-cl", 0.2, "--epochs", 1, *SMALL)  # fmt: skip
     assert "sasrec does not use lambda_cl, quantile\n" in capsys.readouterr().err
-    capsys.readouterr()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     call(train, monkeypatch, "--resume", folder)
     table, said = capsys.readouterr()

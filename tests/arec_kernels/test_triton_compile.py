@@ -18,14 +18,12 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
-import triton
-import triton.language as tl
 from triton.runtime import driver
 from triton_offline import OfflineDriver
+from triton_probes import nearest_tf32_kernel
 
 import arec_kernels.triton as kernels
 from arec_kernels.triton import config
-from arec_kernels.triton.tile import nearest_tf32
 
 # Bytes of shared memory a program may have. The table's entries for 8.0 also run on 8.6, 8.9 and
 # 12.0, which have the least.
@@ -141,12 +139,6 @@ def test_products_run_on_the_warpgroup_units_of_hopper() -> None:
         for cubin in target.cubins
         if cubin.name in ("forward_kernel", "backward_kernel")
     )
-
-
-@triton.jit
-def nearest_tf32_kernel(x_ptr, BLOCK: tl.constexpr):
-    at = x_ptr + tl.arange(0, BLOCK)
-    tl.store(at, nearest_tf32(tl.load(at)))
 
 
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-
 FILES = ("triton_kernels", "backends", "loss", "registration", "similarity")
 
 

@@ -27,6 +27,7 @@ tl = pytest.importorskip("triton.language")
 config = pytest.importorskip("arec_kernels.triton.config")
 normalize = pytest.importorskip("arec_kernels.triton.normalize")
 tile = pytest.importorskip("arec_kernels.triton.tile")
+probes = pytest.importorskip("triton_probes")
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -152,17 +153,11 @@ def similarities(z: Tensor) -> Tensor:
     return s
 
 
-@triton.jit
-def nearest_tf32_kernel(x_ptr, BLOCK: tl.constexpr):
-    at = x_ptr + tl.arange(0, BLOCK)
-    tl.store(at, tile.nearest_tf32(tl.load(at)))
-
-
 def test_rounding_to_tf32() -> None:
     x = torch.randn(4096, device=DEVICE) * 2.0 ** torch.randint(-60, 60, (4096,), device=DEVICE)
     x[:4] = torch.tensor([0.0, math.nan, 1 + 2**-11, 1 + 2**-12])
     y = x.clone()
-    nearest_tf32_kernel[(1,)](y, BLOCK=4096)
+    probes.nearest_tf32_kernel[(1,)](y, BLOCK=4096)
     assert (y.view(torch.int32) & 0x1FFF)[~x.isnan()].eq(0).all()  # the bits TF32 has not
     x, y = x.double(), y.double()
     assert torch.equal(x.isnan(), y.isnan())

@@ -136,7 +136,7 @@ def test_attention_that_drops_almost_nothing_is_attention(causal: bool, last_onl
         encoder(inputs(), LENGTHS, last_only=last_only) for encoder in (plain, dropping)
     )
     real = slice(None) if last_only else torch.arange(7) < LENGTHS[:, None]
-    torch.testing.assert_close(states[real], expected[real], rtol=1e-4, atol=1e-5)
+    assert (states - expected)[real].norm() < 2e-6 * expected[real].norm()
 
 
 def test_attention_drops_weights_while_training() -> None:
