@@ -77,7 +77,7 @@ def extensions() -> list:
         CppExtension(
             "arec_kernels._C",
             ["csrc/library.cpp", *(str(path) for path in sorted(CPU.glob("*.cpp")) if path != KERNELS)],
-            depends=[str(path) for path in sorted(CPU.glob("*.h"))],
+            depends=["csrc/loss.h", *(str(path) for path in sorted(CPU.glob("*.h")))],
             extra_compile_args={"cxx": ["-O3", "-std=c++17", "-fvisibility=hidden",
                                         f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]},
             py_limited_api=True,

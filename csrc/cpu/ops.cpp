@@ -4,60 +4,22 @@
 #include <chrono>
 #include <cmath>
 
+#include "../loss.h"
 #include "input.h"
 #include "quantile.h"
 
 namespace arec::cpu {
 namespace {
 
-constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
-constexpr double kSharedShift = 0.025;  // the smallest temperature with one shift for all rows
-// The same in the backward pass, where e^{1/tau} / D_i is a factor of a row, and the upstream gradient
-// another: logarithm of the largest one. Only a row far from all its candidates has a larger one.
+// Beyond it the backward pass takes one shift a row as well: e^{1/tau} / D_i is a factor of a row, and
+// the upstream gradient another: logarithm of the largest one. Only a row far from all its candidates has
+// a larger one.
 constexpr double kLargestShare = 40;
 
-struct Loss {
-  double inverse_temperature, alpha;
-  bool positives, negatives_only, printed, unnormalised, own_shift;
-
-  Loss(double temperature, bool positives, double partner_weight, const std::string& denominator,
-       const std::string& weighting)
-      : inverse_temperature(1 / temperature),
-        alpha(partner_weight),
-        positives(positives),
-        negatives_only(denominator == "negatives"),
-        printed(weighting == "printed"),
-        unnormalised(weighting == "label-unnormalised"),
-        own_shift(temperature < kSharedShift) {
-    STD_TORCH_CHECK(temperature > 0, "temperature: expected a number > 0, got ", temperature);
-    STD_TORCH_CHECK(negatives_only || denominator == "all",
-                    "denominator: expected negatives or all, got ", denominator);
-    STD_TORCH_CHECK(printed || unnormalised || weighting == "label",
-                    "weighting: expected label, label-unnormalised or printed, got ", weighting);
-  }
-
-  int options() const {
-    return (positives ? kPositives : 0) | (negatives_only ? kNegativesOnly : 0) |
-           (own_shift ? kOwnShift : 0);
-  }
-
-  // Weights of a row with m positives: the partner's, each positive's, and their sum.
-  struct Weights {
-    double partner, positive, total;
-  };
-  Weights weights(int64_t m) const {
-    if (!positives) return {1, 0, 1};
-    if (printed) return {1, m > 0 ? 1.0 : 0.0, 1.0 + double(m)};
-    if (m > 0) return {alpha, (1 - alpha) / double(m), 1};
-    return unnormalised ? Weights{alpha, 0, alpha} : Weights{1, 0, 1};
-  }
-  // What Eq. 9 as printed adds for its weights inside the logarithm.
-  double constant(int64_t m) const {
-    if (!positives || !printed) return 0;
-    return -std::log(alpha) - (m > 0 ? double(m) * std::log((1 - alpha) / double(m)) : 0);
-  }
-};
+int options_of(const Loss& loss) {
+  return (loss.positives ? kPositives : 0) | (loss.negatives_only ? kNegativesOnly : 0) |
+         (loss.own_shift ? kOwnShift : 0);
+}
 
 template <class T>
 Pairs<T> make_pairs(const Input<T>& input, const T* threshold, const T* shift, double inverse_temperature,
@@ -114,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   }
   input.want_groups(groups);
   input.allocate(groups);
-  p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, loss.options());
+  p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, options_of(loss));
 
   Tensor out_loss = torch::stable::new_empty(z, {n}, kScalarType<T>);
   Tensor out_log = torch::stable::new_empty(z, {n}, kScalarType<T>);
@@ -140,23 +102,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   };
   const auto finish = [&](Rows rows) {
     for (int64_t i = rows.begin; i < std::min(rows.end, n); ++i) {
-      const double logit = T(p.partner_similarity[i] * T(loss.inverse_temperature));
-      const double shifted = shift ? double(shift[i]) * kLn2 : loss.inverse_temperature;
-      // With nothing but the partner in the denominator, log D is its logit to the bit.
-      const double top = std::max(logit, shifted);
-      double log_d = p.sum_exp[i] == 0 && logit == logit
-                         ? logit
-                         : std::log(p.sum_exp[i] * std::exp(shifted - top) + std::exp(logit - top)) + top;
-      if (std::isnan(k[i])) log_d = kNaN;
       const int64_t m = int64_t(p.num_positives[i]);
-      const auto w = loss.weights(m);
-      logs[i] = T(log_d);
+      const auto [row_loss, log_d] = loss.row<T>(
+          {p.sum_exp[i], shift ? double(shift[i]) * kLn2 : loss.inverse_temperature,
+           p.sum_positives[i], m, p.partner_similarity[i]},
+          k[i]);
+      losses[i] = row_loss;
+      logs[i] = log_d;
       counts[i] = m;
       similarities[i] = T(p.sum_positives[i]);
-      // Each weight times its own difference: exactly zero where there is no candidate.
-      losses[i] = T(w.partner * (log_d - logit) +
-                    w.positive * (double(m) * log_d - p.sum_positives[i] * loss.inverse_temperature) +
-                    loss.constant(m));
     }
   };
   if (loss.own_shift) {
@@ -204,7 +158,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   }
   input.want_groups(groups);
   input.allocate(groups);
-  p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, loss.options());
+  p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, options_of(loss));
   p.denominator = denominator;
   p.positive = positive;
   p.partner_weight = partner_weight;
@@ -227,27 +181,20 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
               T(0));
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const bool row = i < n;
-      const int64_t m = row ? counts[i] : 0;
-      const auto w = loss.weights(m);
-      const double g = row ? double(upstream[i]) : 0, per_similarity = g * loss.inverse_temperature;
+      const auto f = row ? loss.factors<T>(upstream[i], logs[i], counts[i], similarities[i], width)
+                         : RowFactors<T>{};
       k[i] = row ? thresholds[i] : 0;
-      log_d[i] = row ? double(logs[i]) : 0;
-      // e_ij of the kernels times this is e^{s_ij/tau} / D_i.
-      const double share = loss.own_shift || !row ? 1 : std::exp(loss.inverse_temperature - log_d[i]);
-      if (shift) shift[i] = T(log_d[i] * kLog2E);
-      denominator[i] = T(per_similarity * w.total * share);
-      positive[i] = T(per_similarity * w.positive);
-      partner_weight[i] = per_similarity * w.partner;
-      partner_share[i] = per_similarity * w.total;
+      log_d[i] = f.log_denominator;
+      if (shift) shift[i] = T(f.log_denominator * kLog2E);
+      denominator[i] = f.denominator;
+      positive[i] = f.positive;
+      partner_weight[i] = f.partner_weight;
+      partner_share[i] = f.partner_share;
       if (width > 0) {
-        const double scale = -g / width, count = double(m);
-        const bool extra = loss.positives && m > 0;
         p.grad_threshold[i] = 0;
-        exponential[i] = T(loss.negatives_only ? -scale * w.total * share : 0);
-        linear[i] = T(extra ? -scale * w.positive * loss.inverse_temperature : 0);
-        if (!extra) constant[i] = 0;
-        else if (loss.printed) constant[i] = T(scale * (log_d[i] - std::log((1 - loss.alpha) / count) + 1));
-        else constant[i] = T(scale * w.positive * loss.inverse_temperature * double(similarities[i]) / count);
+        exponential[i] = f.exponential;
+        linear[i] = f.linear;
+        constant[i] = f.constant;
       }
     }
   };

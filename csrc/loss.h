@@ -1,0 +1,131 @@
+// The arithmetic of one row, which all compiled backends share: its loss from the sums over its pairs,
+// and the factors with which these pairs enter the gradient. In double: a call does it N times, not N^2.
+#pragma once
+#include <stdint.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cmath>
+#include <string>
+
+#ifdef __CUDACC__
+#define AREC_HOST_DEVICE __host__ __device__
+#else
+#define AREC_HOST_DEVICE
+#endif
+
+namespace arec {
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+constexpr double kSharedShift = 0.025;  // the smallest temperature with one shift for all rows
+
+// What a row's pairs add up to.
+template <class T>
+struct RowSums {
+  double exponentials;   // over the denominator without the partner: of exp(s / tau - shift)
+  double shift;
+  double positives;      // of the similarities over M+
+  int64_t num_positives;
+  T partner_similarity;
+};
+
+template <class T>
+struct RowLoss {
+  T loss, log_denominator;
+};
+
+// dl_i/ds_ij = denominator e_ij - positive, each where its mask holds, e_ij = exp(s / tau - shift); for
+// the partner partner_share exp(s / tau - log D) - partner_weight. Straight-through for the threshold:
+// the sum of sigma' (constant + linear s + exponential e). All with the upstream gradient.
+template <class T>
+struct RowFactors {
+  double log_denominator, partner_weight, partner_share;
+  T denominator, positive, constant, linear, exponential;
+
+  // Exactly zero where the denominator holds nothing but the partner.
+  AREC_HOST_DEVICE T partner(T similarity, T inverse_temperature) const {
+    const double logit = T(similarity * inverse_temperature);
+    return T(partner_share * exp(logit - log_denominator) - partner_weight);
+  }
+};
+
+struct Loss {
+  double inverse_temperature, alpha;
+  bool positives, negatives_only, printed, unnormalised, own_shift;
+
+  Loss(double temperature, bool positives, double partner_weight, const std::string& denominator,
+       const std::string& weighting)
+      : inverse_temperature(1 / temperature),
+        alpha(partner_weight),
+        positives(positives),
+        negatives_only(denominator == "negatives"),
+        printed(weighting == "printed"),
+        unnormalised(weighting == "label-unnormalised"),
+        own_shift(temperature < kSharedShift) {
+    STD_TORCH_CHECK(temperature > 0, "temperature: expected a number > 0, got ", temperature);
+    STD_TORCH_CHECK(negatives_only || denominator == "all",
+                    "denominator: expected negatives or all, got ", denominator);
+    STD_TORCH_CHECK(printed || unnormalised || weighting == "label",
+                    "weighting: expected label, label-unnormalised or printed, got ", weighting);
+  }
+
+  // Weights of a row with m positives: the partner's, each positive's, and their sum.
+  struct Weights {
+    double partner, positive, total;
+  };
+  AREC_HOST_DEVICE Weights weights(int64_t m) const {
+    if (!positives) return {1, 0, 1};
+    if (printed) return {1, m > 0 ? 1.0 : 0.0, 1.0 + double(m)};
+    if (m > 0) return {alpha, (1 - alpha) / double(m), 1};
+    return unnormalised ? Weights{alpha, 0, alpha} : Weights{1, 0, 1};
+  }
+  // What Eq. 9 as printed adds for its weights inside the logarithm.
+  AREC_HOST_DEVICE double constant(int64_t m) const {
+    if (!positives || !printed) return 0;
+    return -log(alpha) - (m > 0 ? double(m) * log((1 - alpha) / double(m)) : 0);
+  }
+
+  template <class T>
+  AREC_HOST_DEVICE RowLoss<T> row(const RowSums<T>& sums, T threshold) const {
+    const double logit = T(sums.partner_similarity * T(inverse_temperature));
+    const double top = logit > sums.shift ? logit : sums.shift;
+    // With nothing but the partner in the denominator, log D is its logit to the bit.
+    double log_d = sums.exponentials == 0 && logit == logit
+                       ? logit
+                       : log(sums.exponentials * exp(sums.shift - top) + exp(logit - top)) + top;
+    if (threshold != threshold) log_d = double(threshold);
+    const int64_t m = sums.num_positives;
+    const Weights w = weights(m);
+    // Each weight times its own difference: exactly zero where there is no candidate.
+    return {T(w.partner * (log_d - logit) +
+              w.positive * (double(m) * log_d - sums.positives * inverse_temperature) + constant(m)),
+            T(log_d)};
+  }
+
+  template <class T>
+  AREC_HOST_DEVICE RowFactors<T> factors(double upstream, double log_denominator, int64_t m,
+                                         double sum_positives,
+                                         double width) const {  // of the threshold's gradient, or 0
+    const Weights w = weights(m);
+    const double per_similarity = upstream * inverse_temperature;
+    const double share = own_shift ? 1 : exp(inverse_temperature - log_denominator);
+    RowFactors<T> f{};
+    f.log_denominator = log_denominator;
+    f.partner_weight = per_similarity * w.partner;
+    f.partner_share = per_similarity * w.total;
+    f.denominator = T(per_similarity * w.total * share);
+    f.positive = T(per_similarity * w.positive);
+    if (width > 0) {
+      const double scale = -upstream / width;
+      f.exponential = T(negatives_only ? -scale * w.total * share : 0);
+      if (positives && m > 0) {
+        f.linear = T(-scale * w.positive * inverse_temperature);
+        f.constant = T(printed ? scale * (log_denominator - log((1 - alpha) / double(m)) + 1)
+                               : scale * w.positive * inverse_temperature * sum_positives / double(m));
+      }
+    }
+    return f;
+  }
+};
+
+}  // namespace arec
