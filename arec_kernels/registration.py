@@ -1,8 +1,9 @@
 """The registered ops: one schema, one fake and one autograd formula, whatever backend runs them.
 
 An op `name` is registered in the library `arec_kernels` once for each backend, as `<backend>_<name>`,
-with the same schema; the compiled extension `arec_kernels._C` and `arec_kernels.triton` implement
-them. Without either the package still works, through `arec_kernels.reference`.
+with the same schema; the compiled extensions `arec_kernels._C` and `arec_kernels._C_cuda`, and
+`arec_kernels.triton`, implement them. Without any the package still works, through
+`arec_kernels.reference`.
 
 Shapes and types (N = 2B rows; "float" is float32, or float64 for float64 `z`):
 
@@ -28,7 +29,8 @@ from torch import Tensor
 
 from arec_kernels.arguments import compute_dtype
 
-BACKENDS = ("cpp", "triton")
+BACKENDS = ("cpp", "triton", "cuda")
+EXTENSIONS = {"cpp": "_C", "cuda": "_C_cuda"}  # the compiled ones
 
 SCHEMAS = {
     "forward": (
@@ -108,12 +110,12 @@ if importlib.util.find_spec("triton"):
         for _device in ("CPU", "CUDA"):
             LIBRARY.impl(f"triton_{_name}", _triton_implementation(_name), _device)
 
-try:
-    importlib.import_module("arec_kernels._C")
-except ImportError as error:
-    EXTENSION_ERROR = str(error)
-else:
-    EXTENSION_ERROR = ""
+EXTENSION_ERRORS = {}
+for _backend, _extension in EXTENSIONS.items():
+    try:
+        importlib.import_module(f"arec_kernels.{_extension}")
+    except ImportError as error:
+        EXTENSION_ERRORS[_backend] = str(error)
 
 OPS = {
     name: {
@@ -133,7 +135,7 @@ IMPLEMENTED = {
 }
 
 # The fastest backend by device; any other device, and a missing implementation, take the reference.
-# CUDA tensors take it as well until the Triton kernels have been checked on a card.
+# CUDA tensors take it as well until the Triton or the CUDA kernels have been checked on a card.
 DEFAULTS = {"cpu": "cpp"}
 
 
@@ -167,7 +169,7 @@ def _why_not(backend: str, z: Tensor) -> str:
     if not any(name == backend for name, _ in IMPLEMENTED):
         if backend == "triton":
             return "Triton is not installed"
-        return f"the compiled extension is missing ({EXTENSION_ERROR})"
+        return f"the compiled extension is missing ({EXTENSION_ERRORS[backend]})"
     if (backend, device) not in IMPLEMENTED:
         return f"it does not take tensors on {device}"
     if backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from available import INTERPRETED, needs_cpp
+from available import EMULATED, needs_cpp
 from correctness import (
     MARGINS,
     OPTIONS,
@@ -25,8 +25,8 @@ DEFAULTS = {"temperature": 0.2}
 
 
 def skip_if_slow(backend: str, n: int) -> None:
-    if backend == "triton" and INTERPRETED and n > 40:
-        pytest.skip("minutes under the interpreter")
+    if n > EMULATED.get(backend, n):
+        pytest.skip("minutes in an emulator")
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
@@ -143,7 +143,7 @@ def test_derivatives_in_float64(options: dict) -> None:
 def test_anywhere(
     compiled, device, half, d, seed, temperature, alpha, options, width, grouped, dtype
 ) -> None:
-    n = 2 * (half % 20 + 1 if compiled == "triton" and INTERPRETED else half)
+    n = 2 * (half % (EMULATED[compiled] // 2) + 1 if compiled in EMULATED else half)
     z = make_rows(n, d, dtype, seed, device)
     groups = make_groups(n, device) if grouped else None
     if dtype is torch.float16:
@@ -159,7 +159,7 @@ def test_anywhere(
 def test_an_excluded_pair_whose_share_would_overflow_changes_nothing(
     compiled, device, temperature, dtype
 ) -> None:
-    if dtype is torch.float64 and compiled == "triton":
+    if dtype is torch.float64 and compiled != "cpp":
         pytest.skip("float64 is for the backends 'reference' and 'cpp'")
     z = make_rows(40, 3, dtype, device=device)
     assert_correct(z, clear_thresholds(z), compiled, temperature=temperature)
@@ -238,12 +238,12 @@ def test_input_of_any_strides(compiled: str, device: str) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.01])
 def test_repeats_and_thread_counts_give_the_same_bits(compiled, device, temperature) -> None:
-    n = 40 if compiled == "triton" and INTERPRETED else 250
+    n = min(250, EMULATED.get(compiled, 250))
     z = make_rows(n, 37, device=device)
     k = clear_thresholds(z)
     options = {"temperature": temperature, "threshold_grad": 0.1, "histogram_bins": 9}
     threads = torch.get_num_threads()
-    repeats = 3 if INTERPRETED else 1000
+    repeats = 3 if compiled in EMULATED else 1000
     try:
         first = run(adaptive_info_nce, z, k, z.dtype, backend=compiled, **options)
         for repeat in range(repeats):

@@ -1,0 +1,209 @@
+// Products on the tensor cores, a warp at a time: similarities Z_I Z_J^T, and gradients G Z_J. A warp has
+// kFragment rows a block, and all columns of a tile; every similarity is summed over D in the same order
+// wherever in a tile it stands, so that s_ij == s_ji, and forward and backward see the same bits.
+#pragma once
+#include <machine.h>
+
+namespace arec::cuda {
+
+constexpr int kFragment = 16;  // rows of a product
+constexpr int kEight = 8;      // its columns
+
+// A lane's place in a fragment of sums (16, 8): the numbers [0, 2) are columns pair() and pair() + 1 of row
+// quad(), [2, 4) those of row quad() + 8.
+__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
+__device__ __forceinline__ int quad() { return lane() / 4; }
+__device__ __forceinline__ int pair() { return lane() % 4 * 2; }
+
+// Sums of a product whose operands are exact.
+struct Sum {
+  float total[4];
+  __device__ __forceinline__ float operator[](int e) const { return total[e]; }
+};
+
+// The sum of three products of TF32 numbers, which together have the precision of float32. The two small
+// ones change places when rows and columns do, so they are added first.
+struct SplitSum {
+  float high[4], left[4], right[4];
+  __device__ __forceinline__ float operator[](int e) const { return high[e] + (left[e] + right[e]); }
+};
+
+// float32 as a TF32 number and what it leaves over, another one.
+struct Split {
+  uint32_t high, low;
+  __device__ __forceinline__ explicit Split(float x) {
+    high = to_tf32(x);
+    low = to_tf32(x - __uint_as_float(high));
+  }
+};
+
+// The left operand G of G Z_J in TF32: the columns of a fragment of sums in an order of their own, in which
+// no number has to go to another lane. Row k of the right operand is then row column_of(k) of Z_J.
+__device__ __forceinline__ float left_operand(const float (&g)[4], int i) { return g[i / 2 + i % 2 * 2]; }
+
+// How numbers of one type are kept as unit rows and multiplied. In shared memory every row is followed by
+// kPad numbers: the rows that a warp reads at once then start in different banks.
+
+template <class F>
+struct Halves {
+  using Unit = uint16_t;
+  using Sums = Sum;
+  static constexpr int kPad = 8;
+  static constexpr int kColumns = 64;  // of a tile
+  static constexpr int kDepth = 16;    // of one product
+
+  // sums += rows [0, 16 blocks) times columns [0, kColumns), over kDepth numbers.
+  template <int blocks>
+  __device__ __forceinline__ static void add_similarities(Sum (&sums)[blocks][kColumns / kEight],
+                                                          const Unit* rows, const Unit* columns, int stride) {
+    uint32_t a[blocks][4];
+#pragma unroll
+    for (int block = 0; block < blocks; ++block)
+      load_matrices<false>(a[block], rows + (block * kFragment + lane() % 16) * stride + lane() / 16 * 8);
+#pragma unroll
+    for (int c = 0; c < kColumns / kEight; c += 2) {
+      uint32_t b[4];
+      load_matrices<false>(b, columns + (c * kEight + lane() / 16 * 8 + lane() % 8) * stride + lane() / 8 % 2 * 8);
+#pragma unroll
+      for (int block = 0; block < blocks; ++block) {
+        F::multiply(sums[block][c].total, a[block], b[0], b[1]);
+        F::multiply(sums[block][c + 1].total, a[block], b[2], b[3]);
+      }
+    }
+  }
+};
+
+struct BFloat16 : Halves<BFloat16> {
+  __device__ __forceinline__ static float widen(uint16_t x) { return from_bf16(x); }
+  __device__ __forceinline__ static uint16_t narrow(float x) { return to_bf16(x); }
+  __device__ __forceinline__ static void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    multiply_bf16(c, a, b0, b1);
+  }
+
+  // gradients (16 blocks, width) += G times columns [0, kColumns) of Z_J.
+  template <int blocks, int width>
+  __device__ __forceinline__ static void add_gradients(float (&gradients)[blocks][width / kEight][4],
+                                                       const float (&g)[blocks][kColumns / kEight][4],
+                                                       const Unit* columns, int stride) {
+#pragma unroll
+    for (int c = 0; c < kColumns / kEight; c += 2) {
+      uint32_t a[blocks][4];
+#pragma unroll
+      for (int block = 0; block < blocks; ++block)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float* const two = g[block][c + i / 2] + i % 2 * 2;
+          a[block][i] = uint32_t(to_bf16(two[0])) | uint32_t(to_bf16(two[1])) << 16;
+        }
+#pragma unroll
+      for (int d = 0; d < width / kEight; d += 2) {
+        uint32_t b[4];
+        load_matrices<true>(b, columns + (c * kEight + lane() % 16) * stride + d * kEight + lane() / 16 * 8);
+#pragma unroll
+        for (int block = 0; block < blocks; ++block) {
+          multiply(gradients[block][d], a[block], b[0], b[1]);
+          multiply(gradients[block][d + 1], a[block], b[2], b[3]);
+        }
+      }
+    }
+  }
+};
+
+struct Float16 : Halves<Float16> {
+  __device__ __forceinline__ static float widen(uint16_t x) { return from_fp16(x); }
+  __device__ __forceinline__ static uint16_t narrow(float x) { return to_fp16(x); }
+  __device__ __forceinline__ static void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    multiply_fp16(c, a, b0, b1);
+  }
+
+  // In TF32, which holds every float16: that has no room for the entries of many rows.
+  template <int blocks, int width>
+  __device__ __forceinline__ static void add_gradients(float (&gradients)[blocks][width / kEight][4],
+                                                       const float (&g)[blocks][kColumns / kEight][4],
+                                                       const Unit* columns, int stride) {
+#pragma unroll
+    for (int c = 0; c < kColumns / kEight; ++c) {
+      uint32_t a[blocks][4];
+#pragma unroll
+      for (int block = 0; block < blocks; ++block)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[block][i] = to_tf32(left_operand(g[block][c], i));
+      const Unit* const row = columns + (c * kEight + pair()) * stride + quad();
+#pragma unroll
+      for (int d = 0; d < width / kEight; ++d) {
+        const uint32_t b0 = __float_as_uint(widen(row[d * kEight]));
+        const uint32_t b1 = __float_as_uint(widen(row[d * kEight + stride]));
+#pragma unroll
+        for (int block = 0; block < blocks; ++block) multiply_tf32(gradients[block][d], a[block], b0, b1);
+      }
+    }
+  }
+};
+
+struct Float32 {
+  using Unit = float;
+  using Sums = SplitSum;
+  static constexpr int kPad = 4;
+  static constexpr int kColumns = 32;
+  static constexpr int kDepth = 8;
+  __device__ __forceinline__ static float widen(float x) { return x; }
+  __device__ __forceinline__ static float narrow(float x) { return x; }
+
+  template <int blocks>
+  __device__ __forceinline__ static void add_similarities(SplitSum (&sums)[blocks][kColumns / kEight],
+                                                          const Unit* rows, const Unit* columns, int stride) {
+    const int at = quad() * stride + lane() % 4;
+    uint32_t high[blocks][4], low[blocks][4];
+#pragma unroll
+    for (int block = 0; block < blocks; ++block)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const Split x(rows[at + (block * kFragment + i % 2 * 8) * stride + i / 2 * 4]);
+        high[block][i] = x.high;
+        low[block][i] = x.low;
+      }
+#pragma unroll
+    for (int c = 0; c < kColumns / kEight; ++c) {
+      const Unit* const column = columns + at + c * kEight * stride;
+      const Split b0(column[0]), b1(column[4]);
+#pragma unroll
+      for (int block = 0; block < blocks; ++block) {
+        SplitSum& sum = sums[block][c];
+        multiply_tf32(sum.high, high[block], b0.high, b1.high);
+        multiply_tf32(sum.left, low[block], b0.high, b1.high);
+        multiply_tf32(sum.right, high[block], b0.low, b1.low);
+      }
+    }
+  }
+
+  template <int blocks, int width>
+  __device__ __forceinline__ static void add_gradients(float (&gradients)[blocks][width / kEight][4],
+                                                       const float (&g)[blocks][kColumns / kEight][4],
+                                                       const Unit* columns, int stride) {
+#pragma unroll
+    for (int c = 0; c < kColumns / kEight; ++c) {
+      uint32_t high[blocks][4], low[blocks][4];
+#pragma unroll
+      for (int block = 0; block < blocks; ++block)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const Split x(left_operand(g[block][c], i));
+          high[block][i] = x.high;
+          low[block][i] = x.low;
+        }
+      const Unit* const row = columns + (c * kEight + pair()) * stride + quad();
+#pragma unroll
+      for (int d = 0; d < width / kEight; ++d) {
+        const Split b0(row[d * kEight]), b1(row[d * kEight + stride]);
+#pragma unroll
+        for (int block = 0; block < blocks; ++block) {
+          multiply_tf32(gradients[block][d], low[block], b0.high, b1.high);
+          multiply_tf32(gradients[block][d], high[block], b0.low, b1.low);
+          multiply_tf32(gradients[block][d], high[block], b0.high, b1.high);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace arec::cuda
