@@ -1,8 +1,9 @@
-"""Builds arec_kernels._C; everything else about the package is in pyproject.toml.
+"""Builds arec_kernels._C and _C_cuda; everything else about the package is in pyproject.toml.
 
 The CPU kernels are one source compiled once for each instruction set that the compiler knows. Without
 a C++ compiler that knows half precision (gcc 12) the package installs without the extension and runs
-on the PyTorch reference.
+on the PyTorch reference. The CUDA kernels are built where torch was built with CUDA and nvcc is there,
+for the architectures of TORCH_CUDA_ARCH_LIST or the cards of this machine; AREC_CUDA=0 leaves them out.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from setuptools import setup
 
 try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError:
     sys.exit("arec: building needs torch: pip install 'torch>=2.10,<2.14', or leave build isolation on")
 
 TORCH_FLOOR = (2, 10)
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of TORCH_FLOOR
 CPU = Path("csrc/cpu")
+CUDA = Path("csrc/cuda")
+CUDA_ARCHITECTURES = "8.0 9.0+PTX"  # where there is neither a list nor a card: newer ones compile the rest
 KERNELS = CPU / "kernels.cpp"
+CPU_EXTENSION = "arec_kernels._C"
+FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
 COMPILER = os.environ.get("CXX", "c++").split()
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
@@ -39,6 +44,11 @@ if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH_FLOOR:
     sys.exit(f"arec: expected torch >= {'.'.join(map(str, TORCH_FLOOR))}, found {torch.__version__}")
 
 
+def headers(folder: Path) -> list[str]:
+    """What the sources of an extension include, of this package."""
+    return ["csrc/loss.h", *(str(path) for path in sorted(folder.glob("*.h")))]
+
+
 def accepted(flags: list[str]) -> bool:
     """Whether the compiler compiles with these flags what the kernels cannot do without."""
     source = b"_Float16 half(float x) { return _Float16(__builtin_bit_cast(float, x)); }"
@@ -49,7 +59,21 @@ def accepted(flags: list[str]) -> bool:
 class Build(BuildExtension):
     """Adds the kernels, which torch's BuildExtension could compile with one list of flags only."""
 
+    def build_extensions(self):
+        try:
+            super().build_extensions()
+        # Whatever it is: another CUDA than torch's, a compiler that nvcc does not know, an old card, …
+        except Exception as error:
+            rest = [extension for extension in self.extensions if extension.name == CPU_EXTENSION]
+            if len(rest) == len(self.extensions):
+                raise
+            print(f"arec: {error}\narec: installing without the CUDA C++ kernels", file=sys.stderr)
+            self.extensions[:] = rest
+            super().build_extensions()
+
     def build_extension(self, extension):
+        if extension.name != CPU_EXTENSION:
+            return super().build_extension(extension)
         for name, flags in INSTRUCTION_SETS.items():
             if not accepted(flags):
                 print(f"arec: {COMPILER[0]} does not compile for {name}: installing without these "
@@ -63,10 +87,10 @@ class Build(BuildExtension):
                 extra_postargs=[*extension.extra_compile_args["cxx"], "-fno-math-errno",
                                 f"-DAREC_ISA={name}", *flags],
             )
-        super().build_extension(extension)
+        return super().build_extension(extension)
 
 
-def extensions() -> list:
+def cpu_extensions() -> list:
     found = shutil.which(COMPILER[0])
     if not found or not accepted([]):
         lack = "has no _Float16 (gcc has it from 12 on)" if found else "is not there"
@@ -75,18 +99,39 @@ def extensions() -> list:
         return []
     return [
         CppExtension(
-            "arec_kernels._C",
+            CPU_EXTENSION,
             ["csrc/library.cpp", *(str(path) for path in sorted(CPU.glob("*.cpp")) if path != KERNELS)],
-            depends=["csrc/loss.h", *(str(path) for path in sorted(CPU.glob("*.h")))],
-            extra_compile_args={"cxx": ["-O3", "-std=c++17", "-fvisibility=hidden",
-                                        f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]},
+            depends=headers(CPU),
+            extra_compile_args={"cxx": FLAGS},
+            py_limited_api=True,
+        )
+    ]
+
+
+def cuda_extensions() -> list:
+    if os.environ.get("AREC_CUDA") == "0" or not torch.version.cuda:
+        return []
+    if not CUDA_HOME or not shutil.which(str(Path(CUDA_HOME) / "bin" / "nvcc")):
+        print("arec: nvcc is not there: installing without the CUDA C++ kernels", file=sys.stderr)
+        return []
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+    return [
+        CUDAExtension(
+            "arec_kernels._C_cuda",
+            [str(path) for path in sorted(CUDA.glob("*.cu"))],
+            include_dirs=[str(CUDA.resolve())],
+            depends=headers(CUDA),
+            extra_compile_args={"cxx": [*FLAGS, "-DUSE_CUDA"], "nvcc": [
+                "-O3", "-std=c++17", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+                "-Xcompiler", "-fvisibility=hidden"]},
             py_limited_api=True,
         )
     ]
 
 
 setup(
-    ext_modules=extensions(),
+    ext_modules=[*cuda_extensions(), *cpu_extensions()],  # the first may fail
     cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -22,7 +22,7 @@ __device__ __forceinline__ float threshold_pull(const Backward& p, const float (
       const float t = exp2_fast(-distance);
       const float share = exp2_fast(x * p.scale - (p.own_shift ? shift : p.scale) - distance);
       const float value = ((constant + linear * x) * t + exponential * share) / ((1 + t) * (1 + t));
-      total += x == -INFINITY ? 0.0f : value;
+      total += x == kLeftOut ? 0.0f : value;
     }
   return total;
 }
@@ -31,6 +31,11 @@ template <class F, int width, bool general>
 __global__ void __launch_bounds__(kThreads) backward_kernel(Backward p) {
   using S = Shape<F, width>;
   const bool own_shift = general && p.own_shift, soft = general && p.threshold_gradients != nullptr;
+  // One side's share of G_ij + G_ji.
+  const auto pull_of = [&](float share, bool above, float positive) {
+    if (!general || p.negatives_only) return above ? -positive : share;
+    return share - (above ? positive : 0.0f);
+  };
   const int first_number = blockIdx.y * S::kGradient;
   float of_row[kOfColumn][S::kBlocks][2];
   float gradient[S::kBlocks][S::kGradient / kEight][4] = {};
@@ -72,15 +77,9 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward p) {
               } else {
                 row_share = column_share = exp2_fast(x * p.scale - p.scale);
               }
-              row_share *= of_row[kDenominator][block][half];
-              column_share *= column_denominator;
-              const bool above_row = x > of_row[kThreshold][block][half], above_column = x > column_threshold;
-              if (p.negatives_only) {
-                row_share = above_row ? 0.0f : row_share;
-                column_share = above_column ? 0.0f : column_share;
-              }
-              entry = row_share + column_share - (above_row ? of_row[kPositive][block][half] : 0.0f) -
-                      (above_column ? column_positive : 0.0f);
+              entry = pull_of(row_share * of_row[kDenominator][block][half],
+                              x > of_row[kThreshold][block][half], of_row[kPositive][block][half]) +
+                      pull_of(column_share * column_denominator, x > column_threshold, column_positive);
             });
           }
         F::template add_gradients<S::kBlocks, S::kGradient>(gradient, s, tile.columns, S::kStride);

@@ -15,13 +15,12 @@ __device__ __forceinline__ int bin_of(float s, int bins) {
 template <class F, int width, bool general>
 __global__ void __launch_bounds__(kThreads) forward_kernel(Forward p) {
   using S = Shape<F, width>;
-  const bool own_shift = general && p.own_shift;
+  const bool own_shift = general && p.own_shift, negatives_only = !general || p.negatives_only;
   float threshold[S::kBlocks][2], sum[S::kBlocks][2] = {}, positives[S::kBlocks][2] = {};
-  float maximum[S::kBlocks][2];
-  int count[S::kBlocks][2] = {};
+  float maximum[S::kBlocks][2], count[S::kBlocks][2] = {};
   for_each_row<S>([&](int block, int half) {
     const int i = blockIdx.x * S::kRows + Tile<F, S>::local_row(block, 2 * half);
-    threshold[block][half] = p.threshold != nullptr && i < p.rows.n ? p.threshold[i] : INFINITY;
+    threshold[block][half] = p.threshold != nullptr && i < p.rows.n ? fmaxf(p.threshold[i], kLowest) : INFINITY;
     maximum[block][half] = -1;
   });
   int* const counts = reinterpret_cast<int*>(shared_memory() + S::kBytes);
@@ -43,25 +42,27 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward p) {
 #pragma unroll
               for (int e = 2 * half; e < 2 * half + 2; ++e) {
                 const float x = s[block][c][e];
-                if (!(p.negatives_only && x > k)) largest = fmaxf(largest, x);
+                if (!(negatives_only && x > k)) largest = fmaxf(largest, x);
               }
             sum[block][half] *= exp2_fast((maximum[block][half] - largest) * p.scale);
             maximum[block][half] = largest;
             shift = largest * p.scale;
           }
           // A tile's sum for itself: with many columns their sum is too large to round each one to.
-          float tile_sum = 0, tile_positives = 0;
+          float tile_sum = 0, tile_positives = 0, tile_count = 0;
 #pragma unroll
           for (int c = 0; c < S::kFragments; ++c)
 #pragma unroll
             for (int e = 2 * half; e < 2 * half + 2; ++e) {
               const float x = s[block][c][e];
-              const bool above = x > k;
+              // A number, not a condition: it takes part in sums with one instruction each.
+              const float above = x > k ? 1.0f : 0.0f;
               const float exponential = exp2_fast(x * p.scale - shift);
-              tile_sum += above && p.negatives_only ? 0.0f : exponential;
-              tile_positives += above ? x : 0.0f;
-              count[block][half] += above;
-              if (general && p.histogram != nullptr && x > -INFINITY) {
+              if (general) tile_sum += negatives_only && x > k ? 0.0f : exponential;  // it may be infinite
+              else tile_sum += exponential - above * exponential;
+              tile_positives += above * x;
+              tile_count += above;
+              if (general && p.histogram != nullptr && x > kLeftOut) {
                 const int bin = bin_of(x, p.bins);
                 if (count_here) atomicAdd(counts + bin, 1);
                 else atomicAdd(p.histogram + bin, 1ull);
@@ -69,6 +70,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward p) {
             }
           sum[block][half] += tile_sum;
           positives[block][half] += tile_positives;
+          count[block][half] += tile_count;
         });
       });
 
@@ -79,13 +81,13 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward p) {
     if (own_shift) total *= exp2_fast((maximum[block][half] - largest) * p.scale);
     total = sum_over_row(total);
     const float similarities = sum_over_row(positives[block][half]);
-    const int number = sum_over_row(count[block][half]);
+    const float number = sum_over_row(count[block][half]);
     if (lane() % 4 == 0) {
       float* const row = statistics + blockIdx.x * S::kRows + Tile<F, S>::local_row(block, 2 * half);
       row[int64_t(kExponentials) * p.rows.padded_n] = total;
       row[int64_t(kMaximum) * p.rows.padded_n] = largest;
       row[int64_t(kPositives) * p.rows.padded_n] = similarities;
-      row[int64_t(kNumPositives) * p.rows.padded_n] = __int_as_float(number);
+      row[int64_t(kNumPositives) * p.rows.padded_n] = number;
     }
   });
   if (count_here) {

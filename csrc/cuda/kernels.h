@@ -30,7 +30,7 @@ enum Statistic {
   kExponentials,
   kMaximum,  // where each row has its own shift: the largest similarity in the denominator, at least -1
   kPositives,
-  kNumPositives,  // an integer's bits
+  kNumPositives,  // exact: below 2^24 columns
   kStatistics,
 };
 
@@ -107,7 +107,8 @@ struct TileKernel {
 };
 
 // The kernels of one type, for unit rows of one width: forward and backward with and without what a call
-// seldom needs (groups, a shift for each row, a histogram, a gradient of the threshold).
+// seldom needs (groups, all pairs in the denominator, a shift for each row, a histogram, a gradient of the
+// threshold).
 struct Tiles {
   TileKernel<Forward> forward, forward_general;
   TileKernel<Backward> backward, backward_general;

@@ -1,8 +1,7 @@
 // What is done with single rows, a warp each: to unit length before everything else, the coefficients of the
 // backward pass, and the gradient back through the unit length.
 #pragma once
-#include "kernels.h"
-#include "product.h"
+#include "tile.h"
 
 namespace arec::cuda {
 
@@ -73,7 +72,7 @@ __global__ void __launch_bounds__(kThreads) normalise_for_backward(Coefficients 
   const auto store = [&](Coefficient which, float x) {
     p.coefficients[int64_t(which) * p.rows.padded_n + i] = x;
   };
-  store(kThreshold, i < n ? p.threshold[i] : INFINITY);
+  store(kThreshold, i < n ? fmaxf(p.threshold[i], kLowest) : INFINITY);
   store(kDenominator, mine.denominator);
   store(kPositive, mine.positive);
   store(kShift, float(mine.log_denominator * kLog2E));

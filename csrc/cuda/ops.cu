@@ -31,6 +31,7 @@ constexpr int64_t kMostBins = int64_t(1) << 22;  // as arec_kernels/arguments.py
 // of a row, at most e^{2/tau}, and the upstream gradient another.
 constexpr double kSharedShiftBackward = 2 * kSharedShift;
 constexpr int kBlocksOfMultiprocessor = 2;
+constexpr int64_t kMostRowsOfCall = int64_t(1) << 24;  // which a float counts exactly
 
 __global__ void __launch_bounds__(kThreads) finish_forward(FinishForward p) {
   const int i = blockIdx.x * kThreads + threadIdx.x;
@@ -46,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) finish_forward(FinishForward p) {
     const double sum = statistic(split, kExponentials);
     exponentials += p.loss.own_shift ? sum * exp((statistic(split, kMaximum) - largest) * scale) : sum;
     positives += statistic(split, kPositives);
-    count += __float_as_int(statistic(split, kNumPositives));
+    count += int64_t(statistic(split, kNumPositives));
   }
   if (!p.loss.positives) positives = count = 0;
   const auto [loss, log_d] = p.loss.row<float>(
@@ -99,7 +100,8 @@ struct Input {
       : z(dense(input)), kernels(kernels_for(z)), launch(z) {
     STD_TORCH_CHECK(z.dim() == 2 && z.size(0) > 0 && z.size(1) > 0, "z: expected a matrix with rows and columns");
     const int64_t n = z.size(0);
-    STD_TORCH_CHECK(n <= int64_t(1) << 30 && z.size(1) <= int64_t(1) << 24, "z: too large");
+    STD_TORCH_CHECK(n <= kMostRowsOfCall && z.size(1) <= kMostRowsOfCall, "z: expected at most ", kMostRowsOfCall,
+                    " rows and columns");
     STD_TORCH_CHECK(!partners || n % 2 == 0, "z: expected an even number of rows, got ", n);
     rows.z = z.const_data_ptr();
     rows.n = int(n);
@@ -163,7 +165,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   input.launch(input.kernels.normalise, input.a_warp_a_row(), kThreads, 0, input.rows,
                data<float>(partner_similarity));
 
-  const bool general = groups || loss.own_shift || histogram_bins;
+  const bool general = groups || !loss.negatives_only || loss.own_shift || histogram_bins;
   const auto& kernel = general ? input.tiles().forward_general : input.tiles().forward;
   const Rows rows = input.split_for(kernel);
   const Tensor statistics = input.row_memory(int64_t(rows.splits) * kStatistics);
@@ -201,7 +203,7 @@ std::tuple<Tensor, Tensor> backward(
                             data<float>(thresholds), data<float>(logs), data<float>(similarities),
                             data<int64_t>(counts), grad_loss.stride(0), threshold_grad, data<float>(coefficients)});
 
-  const bool general = groups || loss.own_shift || soft;
+  const bool general = groups || !loss.negatives_only || loss.own_shift || soft;
   const auto& kernel = general ? input.tiles().backward_general : input.tiles().backward;
   const Rows rows = input.split_for(kernel);
   const Tensor gradients = input.row_memory(int64_t(rows.splits) * rows.width);
@@ -223,7 +225,7 @@ namespace {
 Tensor count_pairs(const Input& input, const TileKernel<Forward>& kernel, Rows rows, double temperature,
                    const Tensor* histogram) {
   const Tensor statistics = input.row_memory(int64_t(rows.splits) * kStatistics);
-  input.run(kernel, Forward{rows, nullptr, float(kLog2E / temperature), false, false, data<float>(statistics),
+  input.run(kernel, Forward{rows, nullptr, float(kLog2E / temperature), true, false, data<float>(statistics),
                             histogram ? data<unsigned long long>(*histogram) : nullptr,
                             histogram ? int(histogram->numel()) : 0});
   return statistics;

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kThreads) quantile_kernel(Quantile p) {
         });
   };
   for_each_similarity([&](int block, int half, float x) {
-    candidates[block][half] += x != -INFINITY;
+    candidates[block][half] += x != kLeftOut;
     invalid[block][half] += x != x;
   });
   for_each_row<S>([&](int block, int half) {

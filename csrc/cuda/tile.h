@@ -29,15 +29,16 @@ struct Shape {
 };
 
 // Numbers [first, first + kDepth) of `count` unit rows into shared memory, by all threads.
-template <class F, class S>
-__device__ __forceinline__ void copy_rows(const Rows& rows, int first_row, int count, int first, void* to) {
+template <class F, class S, int count>
+__device__ __forceinline__ void copy_rows(const Rows& rows, int first_row, int first, void* to) {
   using Unit = typename F::Unit;
-  constexpr int kNumbers = 16 / sizeof(Unit), kPieces = S::kDepth / kNumbers;
-  const Unit* const from = static_cast<const Unit*>(rows.unit) + int64_t(first_row) * rows.width + first;
-  for (int piece = threadIdx.x; piece < count * kPieces; piece += kThreads) {
-    const int row = piece / kPieces, number = piece % kPieces * kNumbers;
-    copy_async(static_cast<Unit*>(to) + row * S::kStride + number, from + int64_t(row) * rows.width + number);
-  }
+  constexpr int kNumbers = 16 / sizeof(Unit), kPieces = S::kDepth / kNumbers, kStep = kThreads / kPieces;
+  static_assert(kThreads % kPieces == 0 && count % kStep == 0);
+  const int row = threadIdx.x / kPieces, number = threadIdx.x % kPieces * kNumbers;
+  const Unit* const from = static_cast<const Unit*>(rows.unit) + int64_t(first_row + row) * rows.width + first + number;
+#pragma unroll
+  for (int r = 0; r < count; r += kStep)
+    copy_async(static_cast<Unit*>(to) + (row + r) * S::kStride + number, from + int64_t(r) * rows.width);
 }
 
 // A tile of the similarity matrix in a thread's eyes.
@@ -57,8 +58,12 @@ struct Tile {
   }
 };
 
-// -inf where column j is no candidate of row i, or either lies past the last row: it is above no threshold
-// and has exponential 0. Only tiles on the diagonal, on the partners' diagonals and at the end compare rows.
+// The similarity of a pair that is left out: above no threshold that is at least kLowest, and its exponential
+// is 0. Finite, so that it can be multiplied by a zero.
+constexpr float kLeftOut = -1e30f;
+constexpr float kLowest = -2;
+
+// kLeftOut where column j is no candidate of row i, or either lies past the last row. Only tiles on the diagonal, on the partners' diagonals and at the end compare rows.
 template <class F, class S>
 __device__ __forceinline__ void leave_out(const Rows& rows, const Tile<F, S>& tile, bool grouped,
                                           float (&s)[S::kBlocks][S::kFragments][4]) {
@@ -80,13 +85,13 @@ __device__ __forceinline__ void leave_out(const Rows& rows, const Tile<F, S>& ti
         const int j = tile.column(c, e);
         bool out = j == i || j == partner || j >= rows.n || i >= rows.n;
         if (group >= 0 && !out) out = rows.groups[j] == group;
-        if (out) s[block][c][e] = -INFINITY;
+        if (out) s[block][c][e] = kLeftOut;
       }
     }
 }
 
 // visit(s, tile) for the block's rows and each tile of the columns of split blockIdx.z. s holds a thread's
-// similarities, -inf for pairs that are left out. `coefficients`, or null: what of columns to copy to shared
+// similarities, kLeftOut for pairs that are left out. `coefficients`, or null: what of columns to copy to shared
 // memory beside them. The gradient's numbers begin at first_number.
 template <class F, int width, bool grouped, class Visit>
 __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coefficients, int first_number,
@@ -103,7 +108,7 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
   const int own_rows = threadIdx.x / 32 * S::kBlocks * kFragment * S::kStride;
 
   const auto copy_columns = [&](int tile, int first) {
-    copy_rows<F, S>(rows, tile * S::kColumns, S::kColumns, first, stage(tile));
+    copy_rows<F, S, S::kColumns>(rows, tile * S::kColumns, first, stage(tile));
   };
   const auto copy_coefficients = [&](int tile) {
     constexpr int kPieces = S::kColumns / 4;
@@ -116,7 +121,7 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
   };
 
   if constexpr (width != kAnyWidth) {
-    copy_rows<F, S>(rows, first_row, S::kRows, 0, row_tile);
+    copy_rows<F, S, S::kRows>(rows, first_row, 0, row_tile);
     if (begin < end) {
       copy_columns(begin, 0);
       copy_coefficients(begin);
@@ -148,7 +153,7 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
       };
       copy_coefficients(at);
       for (int first = 0; first < rows.width; first += kChunk) {
-        copy_rows<F, S>(rows, first_row, S::kRows, first, row_tile);
+        copy_rows<F, S, S::kRows>(rows, first_row, first, row_tile);
         copy_columns(at, first);
         arrive();
         add();
