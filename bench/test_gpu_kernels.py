@@ -5,10 +5,10 @@
 Times are medians by CUDA events over inputs that take turns, so that none is still in the L2 cache.
 pytest-benchmark has no part in it: it reads the host's clock. A case that does not fit into memory,
 or whose package is missing, is skipped. The records are written one by one, and a later session (say,
-`-k "ours and bf16"`) at the same commit adds to them, so that the whole may run in parts. Every record holds the fraction of two limits, from matrix
-and exponential rates measured in the same run: that of the schedule the kernels run (unshared: each
-pair computed for both its rows, 6 N^2 D FLOP and 2 N^2 exponentials) and that of the least possible
-work (shared: 4 N^2 D and N^2).
+`-k "ours and bf16"`) at the same commit adds to them, so that the whole may run in parts. Every
+record of ours holds the fraction of two limits, from matrix and exponential rates measured in the
+same run: that of the schedule the kernels run (unshared: each pair computed for both its rows,
+6 N^2 D FLOP and 2 N^2 exponentials) and that of the least possible work (shared: 4 N^2 D and N^2).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from arec_kernels import adaptive_info_nce
+from arec_kernels.registration import IMPLEMENTED
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
@@ -69,13 +70,9 @@ def eager(z: Tensor, k: Tensor) -> Tensor:
     return (log_d - target / TEMPERATURE).mean()
 
 
-def ours(z: Tensor, k: Tensor) -> Tensor:
-    return adaptive_info_nce(z, k, temperature=TEMPERATURE, backend="triton")
-
-
-def ours_ntxent(z: Tensor, k: Tensor) -> Tensor:
-    return adaptive_info_nce(
-        z, math.inf, positives=False, temperature=TEMPERATURE, backend="triton"
+def ours(backend: str, **options) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda z, k: adaptive_info_nce(
+        z, math.inf if options else k, temperature=TEMPERATURE, backend=backend, **options
     )
 
 
@@ -97,9 +94,11 @@ def inf_cl(z: Tensor, k: Tensor) -> Tensor:
 
 compiled = torch.compile(eager, dynamic=False)
 LOSSES = {
-    "ours": ours,
-    "ours, CUDA graph": ours,
-    "ours, NT-Xent": ours_ntxent,
+    "ours, Triton": ours("triton"),
+    "ours, Triton, CUDA graph": ours("triton"),
+    "ours, Triton, NT-Xent": ours("triton", positives=False),
+    "ours, CUDA C++": ours("cuda"),
+    "ours, CUDA C++, CUDA graph": ours("cuda"),
     "eager": eager,
     "torch.compile": compiled,
     "pytorch-metric-learning, NT-Xent": metric_learning,
@@ -107,7 +106,9 @@ LOSSES = {
 }
 # Those that store N x N matrices, two of float32 at the very least.
 QUADRATIC = ("eager", "torch.compile", "pytorch-metric-learning, NT-Xent")
-INF_CL_FORMATS = ("tf32",)  # it turns its input into float32 and multiplies in TF32
+# Those with formats of their own: inf-cl turns its input into float32 and multiplies in TF32; in the CUDA
+# C++ kernels float32 has one precision.
+ONLY_FORMATS = {"inf-cl": ("tf32",), "ours, CUDA C++": ("fp32", "bf16")}
 
 
 def median_ms(steps: list[Callable[[], object]]) -> float:
@@ -229,15 +230,18 @@ def report() -> Iterator[Report]:
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", LOSSES)
 def test_forward_and_backward(report: Report, name: str, form: str, d: int, n: int) -> None:
-    if name.startswith("inf-cl") and form not in INF_CL_FORMATS:
-        pytest.skip("inf-cl has one format")
+    for start, forms in ONLY_FORMATS.items():
+        if name.startswith(start) and form not in forms:
+            pytest.skip(f"{start} has no {form}")
+    if "CUDA C++" in name and ("cuda", "cuda") not in IMPLEMENTED:
+        pytest.skip("built without the CUDA C++ kernels")
     dtype, precision = FORMATS[form]
     torch.set_float32_matmul_precision(precision)
     torch.cuda.empty_cache()
     if name in QUADRATIC and 8 * n**2 > torch.cuda.mem_get_info()[0]:
         pytest.skip("does not fit into memory")
     torch.compiler.reset()  # beyond eight shapes it would run eagerly without a word
-    graphed = "graph" in name  # whose memory is the graph's own, and taken at its capture
+    graphed = "CUDA graph" in name  # whose memory is the graph's own, and taken at its capture
     try:
         steps = make_steps(LOSSES[name], n, d, dtype, graphed)
         steps[0]()

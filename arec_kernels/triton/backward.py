@@ -254,7 +254,7 @@ def backward(
             WHOLE_ROWS=whole_rows,
             DROPPED_BITS=dropped_bits(z.dtype),
             maxnreg=how.tile.registers,
-            **options.arguments(),
+            **options.arguments(backward=True),
             **how.constants(),
         )
         if not whole_rows:

@@ -114,8 +114,10 @@ _forced_tile: Tile | None = None
 
 
 # From this temperature on exp((s - 1)/tau) of any cosine is a normal fp32 number, so that all rows
-# can share one shift and a pair's two exponentials are one. Below it each row uses its own.
+# can share one shift and a pair's two exponentials are one. Below it each row uses its own. In the
+# backward pass e^(1/tau) / D_i is a factor of a row, at most e^(2/tau), and the upstream gradient another.
 MIN_SHARED_SHIFT_TEMPERATURE = 0.025
+MIN_SHARED_SHIFT_TEMPERATURE_BACKWARD = 2 * MIN_SHARED_SHIFT_TEMPERATURE
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class Options:
     denominator: str
     weighting: str
 
-    def arguments(self) -> dict[str, float | bool | str]:
+    def arguments(self, *, backward: bool = False) -> dict[str, float | bool | str]:
         """The kernels' arguments for them."""
+        shared = MIN_SHARED_SHIFT_TEMPERATURE_BACKWARD if backward else MIN_SHARED_SHIFT_TEMPERATURE
         return {
             "temperature": self.temperature,
             "scale": math.log2(math.e) / self.temperature,
@@ -137,7 +140,7 @@ class Options:
             "rest_weight": 1 - self.partner_weight,
             "POSITIVES": self.positives,
             "WEIGHTING": self.weighting,
-            "OWN_SHIFT": self.temperature < MIN_SHARED_SHIFT_TEMPERATURE,
+            "OWN_SHIFT": self.temperature < shared,
         }
 
 

@@ -222,7 +222,7 @@ def normalize_for_backward(
     normalize_kernel[_grid(plan)](
         z, unit, None, grad_loss, threshold, log_denominator, num_positives, coefficients,
         n, d, plan.rows, *z.stride(), grad_loss.stride(0),
-        BACKWARD=True, **options.arguments(), **_constants(plan),
+        BACKWARD=True, **options.arguments(backward=True), **_constants(plan),
     )
     return unit, coefficients
 

@@ -179,8 +179,6 @@ def test_a_share_far_above_the_denominator_pulls_no_threshold(compiled, device) 
 
 def test_large_upstream_gradients_of_rows_far_from_all_their_candidates(compiled, device) -> None:
     """e^(1 / temperature) / D is e^80; a loss scaler's factor comes on top."""
-    if compiled == "triton":
-        pytest.skip("overflows there: one shift for all rows, without looking at the sums")
     z = torch.tensor([[1, 0], [1, 0.01], [-1, 0], [-1, 0.01]], device=device)
 
     def gradient(backend: str, factor: float) -> torch.Tensor:
