@@ -5,8 +5,6 @@
 
 namespace arec::cuda {
 
-constexpr int kSharedBins = 4096;  // a histogram of more counts in global memory
-
 __device__ __forceinline__ int bin_of(float s, int bins) {
   // (s + 1) * (bins / 2) has the one rounding of (s + 1) / 2 * bins.
   return int(fminf(fmaxf(floorf((s + 1) * (bins * 0.5f)), 0), bins - 1));

@@ -17,7 +17,7 @@ const Tiles kTiles = {
     {quantile_kernel<F, width>, Shape<F, width>::kRows, 0, Shape<F, width>::kBytes},
 };
 
-// The widest rows that fit 99 KiB, the least shared memory of any card, whole and twice.
+// The widest rows of which shared memory holds tiles of whole ones.
 template <class F>
 constexpr int kWidest = sizeof(typename F::Unit) == 2 ? 256 : 128;
 

@@ -5,6 +5,9 @@
 
 namespace arec::cuda {
 
+constexpr int kLeastShared = 99 << 10;  // bytes a block may have on the card that has least
+constexpr int kSharedBins = 4096;       // a histogram of more counts in global memory
+
 // Width of unit rows whose tiles fit into shared memory whole; 0: any width, in chunks of kChunk.
 constexpr int kAnyWidth = 0;
 constexpr int kChunk = 128;
@@ -20,12 +23,14 @@ struct Shape {
   static constexpr int kDepth = width == kAnyWidth ? kChunk : width;  // in shared memory at a time
   static constexpr int kStride = kDepth + F::kPad;
   static constexpr int kGradient = kDepth < kChunk ? kDepth : kChunk;  // columns of gradient a block
-  static constexpr int kStages = width == kAnyWidth ? 1 : 2;
+  // The next tile is copied while one is computed, where there is room for both.
+  static constexpr int kStages = width == kAnyWidth || width == 256 ? 1 : 2;
   static constexpr int kRowBytes = kRows * kStride * sizeof(typename F::Unit);
   static constexpr int kColumnBytes = kColumns * kStride * sizeof(typename F::Unit);
   static constexpr int kStageBytes = kColumnBytes + kOfColumn * kColumns * sizeof(float);
   static constexpr int kBytes = kRowBytes + kStages * kStageBytes;
   static_assert(kMostRows % kRows == 0 && kMostRows % kColumns == 0);
+  static_assert(kBytes + kSharedBins * sizeof(int) <= kLeastShared);
 };
 
 // Numbers [first, first + kDepth) of `count` unit rows into shared memory, by all threads.
@@ -119,13 +124,14 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
                  coefficients + int64_t(which) * rows.padded_n + tile * S::kColumns + column);
     }
   };
+  const auto copy_tile = [&](int tile) {
+    copy_columns(tile, 0);
+    copy_coefficients(tile);
+  };
 
   if constexpr (width != kAnyWidth) {
     copy_rows<F, S, S::kRows>(rows, first_row, 0, row_tile);
-    if (begin < end) {
-      copy_columns(begin, 0);
-      copy_coefficients(begin);
-    }
+    if (S::kStages == 2 && begin < end) copy_tile(begin);
     commit_copies();
   }
   for (int at = begin; at < end; ++at) {
@@ -137,12 +143,10 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
         F::template add_similarities<S::kBlocks>(sums, row_tile + own_rows + k, columns + k, S::kStride);
     };
     if constexpr (width != kAnyWidth) {
-      if (at + 1 < end) {
-        copy_columns(at + 1, 0);
-        copy_coefficients(at + 1);
-      }
+      constexpr int kAhead = S::kStages - 1;
+      if (at + kAhead < end) copy_tile(at + kAhead);
       commit_copies();
-      wait_for_copies<1>();
+      wait_for_copies<kAhead>();
       __syncthreads();
       add();
     } else {
@@ -175,7 +179,7 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
                           reinterpret_cast<const float*>(stage(at) + S::kColumnBytes)};
     leave_out<F, S>(rows, tile, grouped && rows.groups != nullptr, s);
     visit(s, tile);
-    __syncthreads();  // before the next tile but one takes this one's place
+    __syncthreads();  // before another tile takes this one's place
   }
 }
 

@@ -94,7 +94,7 @@ def test_compiles_without_spills(source: str, architecture: str, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     spills = re.findall(
-        r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr, re.S
+        r"entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr, re.DOTALL
     )
     main = {name: int(a) + int(b) for name, a, b in spills if re.search("(for|back)ward_kernel", name)}
     assert len(main) == (0 if source == "ops" else 12 if source == "kernels_fp32" else 16)
