@@ -1,0 +1,98 @@
+"""What an unfiltered ranking loses to items that the user already had: `python bench/repeats.py RUN [RUN ...]`.
+
+Ranks the test targets of finished runs with the user's last item left out, the last ten, all that the
+model sees, and the whole history (which is the filtered ranking); and counts from where in the
+history the repeated items among the first ten come. Adds the runs to bench/results/repeats.json and
+writes repeats.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from publish import RESULTS, commit, machine
+
+from arec.checkpoint import load_run
+from arec.data.batches import gather_windows, history_batches
+from arec.metrics import metrics_from_ranks
+from arec.ranking import target_ranks, top_items
+
+BATCH = 64
+TOP = 10
+
+
+@torch.no_grad()
+def measure(run: Path) -> dict:
+    """NDCG@10 by what is left out, and repeated items among a user's first ten by where they stand."""
+    _, split, objective = load_run(run)
+    window = objective.encoder.max_length
+    depths = {"nothing": 0, "last item": 1, "last 10": 10, "window": window, "history": None}
+    places = {"last item": (0, 1), "9 before": (1, 10), "rest of window": (10, window),
+              "before it": (window, None)}  # fmt: skip
+    sequences, lengths, targets = split.sequences, split.history_lengths("test"), split.targets("test")
+    ranks: dict[str, list] = {name: [] for name in depths}
+    repeats = dict.fromkeys(places, 0)
+    for users, inputs, seen in history_batches(split, "test", batch_size=BATCH, max_length=window):
+        rows = np.searchsorted(split.eval_users, users)
+        scores = objective.score(inputs, seen)
+        target = torch.from_numpy(targets[rows].astype(np.int64))
+
+        def latest(skip: int, end: int | None, rows: np.ndarray = rows, users: np.ndarray = users):
+            """(B, longest) items from the skip-th last to before the end-th last of the history."""
+            ends = np.maximum(lengths[rows] - skip, 0)
+            count = ends if end is None else np.minimum(ends, end - skip)
+            return gather_windows(
+                sequences.items, sequences.offsets[users] + ends, count, count.max(initial=0)
+            )
+
+        for name, depth in depths.items():
+            ranks[name].append(target_ranks(scores, target, latest(0, depth)))
+        best = top_items(scores, TOP)
+        for name, (skip, end) in places.items():
+            had = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, latest(skip, end), True)
+            had[:, 0] = False
+            repeats[name] += int(had.gather(1, best).sum())
+    return {
+        "window": window,
+        "NDCG@10": {
+            name: metrics_from_ranks(torch.cat(parts).numpy())["NDCG@10"]
+            for name, parts in ranks.items()
+        },
+        "repeats": {name: count / len(split.eval_users) for name, count in repeats.items()},
+        "machine": machine(),
+        "commit": commit(),
+    }
+
+
+def table(runs: dict[str, dict]) -> str:
+    left_out = list(next(iter(runs.values()))["NDCG@10"])
+    places = list(next(iter(runs.values()))["repeats"])
+    lines = [
+        f"| run | NDCG@10, left out: {' | '.join(left_out)} | repeats in the first 10: {' | '.join(places)} |",
+        "|---" * (1 + len(left_out) + len(places)) + "|",
+    ]
+    for name, run in sorted(runs.items()):
+        cells = [f"{run['NDCG@10'][key]:.4f}" for key in left_out]
+        cells += [f"{run['repeats'][key]:.2f}" for key in places]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    lines += ["", "Test figures; “window” is what the model sees of the history. Repeats are means over users."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    path = RESULTS / "repeats.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    for run in parser.parse_args().runs:
+        known[run.name] = measure(run)
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(known) + "\n")
+
+
+if __name__ == "__main__":
+    main()
