@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import sys
 import textwrap
 import typing
@@ -88,6 +89,8 @@ def run(program: str, main: Callable[[], None]) -> None:
         print(f"python -m {program}: error: {message}", file=sys.stderr)
         sys.exit(2)
 
+    # What a scheduler or container sends before it kills: Ctrl-C's way out, which says how to go on.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         try:
             main()

@@ -49,6 +49,19 @@ def test_ctrl_c_while_pytorch_is_imported_is_one_line(program: str, tmp_path) ->
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
+def test_a_termination_signal_ends_as_ctrl_c_does() -> None:
+    program = """
+import os, signal, time
+from arec.cli import run
+def main():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+run("arec.train", main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "python -m arec.train: interrupted\n")
+
+
 @pytest.mark.parametrize("end", ["", "raise SystemExit"])  # as --help does
 def test_a_reader_that_leaves_early_is_no_error(end: str) -> None:
     program = f"""
