@@ -68,6 +68,8 @@ class Build(BuildExtension):
             if len(rest) == len(self.extensions):
                 raise
             print(f"arec: {error}\narec: installing without the CUDA C++ kernels", file=sys.stderr)
+            for stale in Path("arec_kernels").glob("_C_cuda*"):  # of an earlier build
+                stale.unlink()
             self.extensions[:] = rest
             super().build_extensions()
 

@@ -10,15 +10,35 @@ __device__ __forceinline__ int bin_of(float s, int bins) {
   return int(fminf(fmaxf(floorf((s + 1) * (bins * 0.5f)), 0), bins - 1));
 }
 
+// A sum of as many numbers as there are tiles, alike perhaps, so that each might be rounded the same way: with
+// what the rounding lost (Kahan).
+class RunningSum {
+ public:
+  __device__ __forceinline__ void add(float x) {
+    const float y = x - excess_, total = total_ + y;
+    excess_ = (total - total_) - y;
+    total_ = total;
+  }
+  __device__ __forceinline__ void scale(float factor) {
+    total_ *= factor;
+    excess_ *= factor;
+  }
+  __device__ __forceinline__ float total() const { return total_; }
+
+ private:
+  float total_ = 0, excess_ = 0;
+};
+
 template <class F, int width, bool general>
 __global__ void __launch_bounds__(kThreads) forward_kernel(Forward p) {
   using S = Shape<F, width>;
   const bool own_shift = general && p.own_shift, negatives_only = !general || p.negatives_only;
-  float threshold[S::kBlocks][2], sum[S::kBlocks][2] = {}, positives[S::kBlocks][2] = {};
+  float threshold[S::kBlocks][2];
+  RunningSum sum[S::kBlocks][2], positives[S::kBlocks][2];
   float maximum[S::kBlocks][2], count[S::kBlocks][2] = {};
   for_each_row<S>([&](int block, int half) {
     const int i = blockIdx.x * S::kRows + Tile<F, S>::local_row(block, 2 * half);
-    threshold[block][half] = p.threshold != nullptr && i < p.rows.n ? fmaxf(p.threshold[i], kLowest) : INFINITY;
+    threshold[block][half] = p.threshold != nullptr && i < p.rows.n ? at_least_lowest(p.threshold[i]) : INFINITY;
     maximum[block][half] = -1;
   });
   int* const counts = reinterpret_cast<int*>(shared_memory() + S::kBytes);
@@ -42,11 +62,10 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward p) {
                 const float x = s[block][c][e];
                 if (!(negatives_only && x > k)) largest = fmaxf(largest, x);
               }
-            sum[block][half] *= exp2_fast((maximum[block][half] - largest) * p.scale);
+            sum[block][half].scale(exp2_fast((maximum[block][half] - largest) * p.scale));
             maximum[block][half] = largest;
             shift = largest * p.scale;
           }
-          // A tile's sum for itself: with many columns their sum is too large to round each one to.
           float tile_sum = 0, tile_positives = 0, tile_count = 0;
 #pragma unroll
           for (int c = 0; c < S::kFragments; ++c)
@@ -66,19 +85,19 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward p) {
                 else atomicAdd(p.histogram + bin, 1ull);
               }
             }
-          sum[block][half] += tile_sum;
-          positives[block][half] += tile_positives;
+          sum[block][half].add(tile_sum);
+          positives[block][half].add(tile_positives);
           count[block][half] += tile_count;
         });
       });
 
   float* const statistics = p.statistics + int64_t(blockIdx.z) * kStatistics * p.rows.padded_n;
   for_each_row<S>([&](int block, int half) {
-    float total = sum[block][half];
+    float total = sum[block][half].total();
     const float largest = over_row(maximum[block][half], [](float a, float b) { return fmaxf(a, b); });
     if (own_shift) total *= exp2_fast((maximum[block][half] - largest) * p.scale);
     total = sum_over_row(total);
-    const float similarities = sum_over_row(positives[block][half]);
+    const float similarities = sum_over_row(positives[block][half].total());
     const float number = sum_over_row(count[block][half]);
     if (lane() % 4 == 0) {
       float* const row = statistics + blockIdx.x * S::kRows + Tile<F, S>::local_row(block, 2 * half);

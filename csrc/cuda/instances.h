@@ -10,8 +10,7 @@ namespace arec::cuda {
 template <class F, int width>
 const Tiles kTiles = {
     {forward_kernel<F, width, false>, Shape<F, width>::kRows, 0, Shape<F, width>::kBytes},
-    {forward_kernel<F, width, true>, Shape<F, width>::kRows, 0,
-     Shape<F, width>::kBytes + kSharedBins * int(sizeof(int))},
+    {forward_kernel<F, width, true>, Shape<F, width>::kRows, 0, Shape<F, width>::kBytes},
     {backward_kernel<F, width, false>, Shape<F, width>::kRows, Shape<F, width>::kGradient, Shape<F, width>::kBytes},
     {backward_kernel<F, width, true>, Shape<F, width>::kRows, Shape<F, width>::kGradient, Shape<F, width>::kBytes},
     {quantile_kernel<F, width>, Shape<F, width>::kRows, 0, Shape<F, width>::kBytes},

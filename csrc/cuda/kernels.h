@@ -8,7 +8,8 @@ namespace arec::cuda {
 
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
-constexpr int kMostRows = 128;  // of a tile, the largest of all kernels
+constexpr int kMostRows = 128;    // of a tile, the largest of all kernels
+constexpr int kSharedBins = 4096;  // a histogram of more counts in global memory
 
 // What the backward pass needs to know of a row, one array (padded_n) each. Those up to kOfColumn it needs
 // of a tile's columns as well.
@@ -103,7 +104,7 @@ struct TileKernel {
   void (*kernel)(Arguments);
   int rows;          // of a block
   int width;         // of the gradient that a block computes; 0: none
-  int shared_bytes;
+  int shared_bytes;  // and the counters of a histogram that is counted there
 };
 
 // The kernels of one type, for unit rows of one width: forward and backward with and without what a call

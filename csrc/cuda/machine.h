@@ -98,6 +98,7 @@ __device__ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint
 // --- Host code -------------------------------------------------------------------------------------
 
 inline void check(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();  // it is reported here, and by no later call
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
 }
 
@@ -114,18 +115,30 @@ class Launcher {
     STD_TORCH_CHECK(major >= 8, "backend 'cuda' cannot run here: expected compute capability 8.0 or newer, got ",
                     major, ".x");
   }
-  int multiprocessors() const { return multiprocessors_; }
+  // Blocks of a kernel that the card runs at once.
+  template <class... Args>
+  int slots(void (*kernel)(Args...), int threads, int shared_bytes) const {
+    int blocks = 0;
+    allow(kernel, shared_bytes);
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+    return blocks * multiprocessors_;
+  }
   void zero(void* memory, int64_t bytes) const { check(cudaMemsetAsync(memory, 0, bytes, stream_)); }
   template <class... Args>
   void operator()(void (*kernel)(Args...), dim3 blocks, int threads, int shared_bytes, Args... args) const {
-    // More than 48 KiB have to be asked for.
-    if (shared_bytes > 48 << 10)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+    allow(kernel, shared_bytes);
     kernel<<<blocks, threads, shared_bytes, stream_>>>(args...);
     check(cudaGetLastError());
   }
 
  private:
+  // More than 48 KiB have to be asked for.
+  template <class... Args>
+  static void allow(void (*kernel)(Args...), int shared_bytes) {
+    if (shared_bytes > 48 << 10)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
   int multiprocessors_;

@@ -61,24 +61,24 @@ template <class F>
 __global__ void __launch_bounds__(kThreads) normalise_for_backward(Coefficients p) {
   const int i = row_of_warp(), n = p.rows.n;
   const float similarity = normalise_row<F>(p.rows, i);
+  // Even lanes for the row and odd ones for its partner: what is in double is slow on some cards.
+  const int partner = i < p.rows.partner ? i + p.rows.partner : i - p.rows.partner;
+  const int row = lane() % 2 == 0 ? i : partner;
+  const auto mine = i < n ? p.loss.factors<float>(p.grad_loss[row * p.grad_loss_stride], p.log_denominator[row],
+                                                  p.num_positives[row], p.positives_similarity[row],
+                                                  p.threshold_width)
+                          : RowFactors<float>{};
+  float partner_entry = mine.partner(similarity, float(p.loss.inverse_temperature));
+  partner_entry += __shfl_xor_sync(0xffffffff, partner_entry, 1);
   if (lane() != 0) return;
-  const auto factors = [&](int row) {
-    if (row >= n) return RowFactors<float>{};
-    return p.loss.factors<float>(p.grad_loss[row * p.grad_loss_stride], p.log_denominator[row],
-                                 p.num_positives[row], p.positives_similarity[row], p.threshold_width);
-  };
-  const auto mine = factors(i), partner = factors(i < p.rows.partner ? i + p.rows.partner : i - p.rows.partner);
-  const float inverse_temperature = float(p.loss.inverse_temperature);
   const auto store = [&](Coefficient which, float x) {
     p.coefficients[int64_t(which) * p.rows.padded_n + i] = x;
   };
-  store(kThreshold, i < n ? fmaxf(p.threshold[i], kLowest) : INFINITY);
+  store(kThreshold, i < n ? at_least_lowest(p.threshold[i]) : INFINITY);
   store(kDenominator, mine.denominator);
   store(kPositive, mine.positive);
   store(kShift, float(mine.log_denominator * kLog2E));
-  store(kPartner, i < n ? mine.partner(similarity, inverse_temperature) +
-                              partner.partner(similarity, inverse_temperature)
-                        : 0);
+  store(kPartner, partner_entry);
   store(kConstant, mine.constant);
   store(kLinear, mine.linear);
   store(kExponential, mine.exponential);

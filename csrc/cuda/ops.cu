@@ -30,8 +30,10 @@ constexpr int64_t kMostBins = int64_t(1) << 22;  // as arec_kernels/arguments.py
 // From here down the backward pass has a shift for each row. With one for all, e^{1/tau} / D_i is a factor
 // of a row, at most e^{2/tau}, and the upstream gradient another.
 constexpr double kSharedShiftBackward = 2 * kSharedShift;
-constexpr int kBlocksOfMultiprocessor = 2;
 constexpr int64_t kMostRowsOfCall = int64_t(1) << 24;  // which a float counts exactly
+constexpr int64_t kMostColumns = int64_t(1) << 22;
+// Each split has a gradient of its own, which must not be much memory where there are many rows.
+constexpr int kMostSplits = 16, kManyRows = 8192, kMostSplitsOfMany = 3;
 
 __global__ void __launch_bounds__(kThreads) finish_forward(FinishForward p) {
   const int i = blockIdx.x * kThreads + threadIdx.x;
@@ -85,6 +87,9 @@ const Kernels& kernels_for(const Tensor& z) {
 
 Tensor dense(const Tensor& x) { return x.is_contiguous() ? x : torch::stable::contiguous(x); }
 
+// Of shared memory, for a histogram that is counted there.
+int bytes_of_bins(int64_t bins) { return bins <= kSharedBins ? int(bins * sizeof(int)) : 0; }
+
 template <class T>
 T* data(const Tensor& x) { return static_cast<T*>(x.mutable_data_ptr()); }
 
@@ -100,8 +105,8 @@ struct Input {
       : z(dense(input)), kernels(kernels_for(z)), launch(z) {
     STD_TORCH_CHECK(z.dim() == 2 && z.size(0) > 0 && z.size(1) > 0, "z: expected a matrix with rows and columns");
     const int64_t n = z.size(0);
-    STD_TORCH_CHECK(n <= kMostRowsOfCall && z.size(1) <= kMostRowsOfCall, "z: expected at most ", kMostRowsOfCall,
-                    " rows and columns");
+    STD_TORCH_CHECK(n <= kMostRowsOfCall && z.size(1) <= kMostColumns, "z: expected at most ", kMostRowsOfCall,
+                    " rows and ", kMostColumns, " columns");
     STD_TORCH_CHECK(!partners || n % 2 == 0, "z: expected an even number of rows, got ", n);
     rows.z = z.const_data_ptr();
     rows.n = int(n);
@@ -129,20 +134,28 @@ struct Input {
   Tensor row_memory(int64_t of_row) const { return memory(of_row * rows.padded_n); }
   const Tiles& tiles() const { return kernels.tiles(rows.width); }
 
-  // Rows with the columns in so many splits that the kernel's blocks fill the card.
+  // Rows with the columns in so many splits that the kernel's blocks fill the card best.
   template <class A>
   Rows split_for(const TileKernel<A>& kernel) const {
-    const int blocks = rows.padded_n / kernel.rows * (kernel.width ? rows.width / kernel.width : 1);
+    const int blocks = rows.padded_n / kernel.rows * chunks(kernel);
+    const int slots = launch.slots(kernel.kernel, kThreads, kernel.shared_bytes);
+    const int most = kernel.width && rows.padded_n >= kManyRows ? kMostSplitsOfMany : kMostSplits;
     Rows out = rows;
-    out.splits = std::clamp(kBlocksOfMultiprocessor * launch.multiprocessors() / blocks, 1,
-                            rows.padded_n / kernels.column_step);
+    out.splits = 1;
+    // In rounds of as many blocks as run at once, each of which takes the time of a split.
+    const auto time = [&](int splits) { return double((int64_t(blocks) * splits + slots - 1) / slots) / splits; };
+    for (int splits = 2; splits <= std::min(most, rows.padded_n / kernels.column_step); ++splits)
+      if (time(splits) < time(out.splits)) out.splits = splits;
     return out;
   }
   template <class A>
-  void run(const TileKernel<A>& kernel, const A& arguments) const {
-    const Rows& split = arguments.rows;
-    const dim3 blocks(rows.padded_n / kernel.rows, kernel.width ? rows.width / kernel.width : 1, split.splits);
-    launch(kernel.kernel, blocks, kThreads, kernel.shared_bytes, arguments);
+  void run(const TileKernel<A>& kernel, const A& arguments, int more_shared_bytes = 0) const {
+    const dim3 blocks(rows.padded_n / kernel.rows, chunks(kernel), arguments.rows.splits);
+    launch(kernel.kernel, blocks, kThreads, kernel.shared_bytes + more_shared_bytes, arguments);
+  }
+  template <class A>
+  int chunks(const TileKernel<A>& kernel) const {
+    return kernel.width ? rows.width / kernel.width : 1;
   }
   dim3 a_warp_a_row() const { return dim3(rows.padded_n / kWarps); }
 };
@@ -171,7 +184,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   const Tensor statistics = input.row_memory(int64_t(rows.splits) * kStatistics);
   input.run(kernel, Forward{rows, data<float>(thresholds), float(kLog2E * loss.inverse_temperature),
                             loss.negatives_only, loss.own_shift, data<float>(statistics),
-                            histogram_bins ? data<unsigned long long>(histogram) : nullptr, int(histogram_bins)});
+                            histogram_bins ? data<unsigned long long>(histogram) : nullptr, int(histogram_bins)},
+            bytes_of_bins(histogram_bins));
   input.launch(finish_forward, dim3(input.rows.padded_n / kThreads), kThreads, 0,
                FinishForward{rows, loss, data<float>(thresholds), data<float>(statistics),
                              data<float>(partner_similarity), data<float>(losses), data<float>(log_denominator),
@@ -192,8 +206,9 @@ std::tuple<Tensor, Tensor> backward(
                logs = input.row_values("log_denominator", log_denominator),
                similarities = input.row_values("positives_similarity", positives_similarity),
                counts = input.row_values("num_positives", num_positives, ScalarType::Long);
-  STD_TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.size(0) == n && grad_loss.scalar_type() == ScalarType::Float,
-                  "grad_loss: expected one value a row, of the op's type");
+  STD_TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.size(0) == n && grad_loss.scalar_type() == ScalarType::Float &&
+                      grad_loss.device() == z.device(),
+                  "grad_loss: expected one value a row, of the op's type, where z is");
   const bool soft = threshold_grad > 0;
   const Tensor grad_z = torch::stable::new_empty(z, {n, input.rows.dim}, z.scalar_type());
   const Tensor grad_threshold = input.memory(soft ? n : 0);
@@ -227,7 +242,8 @@ Tensor count_pairs(const Input& input, const TileKernel<Forward>& kernel, Rows r
   const Tensor statistics = input.row_memory(int64_t(rows.splits) * kStatistics);
   input.run(kernel, Forward{rows, nullptr, float(kLog2E / temperature), true, false, data<float>(statistics),
                             histogram ? data<unsigned long long>(*histogram) : nullptr,
-                            histogram ? int(histogram->numel()) : 0});
+                            histogram ? int(histogram->numel()) : 0},
+            histogram ? bytes_of_bins(histogram->numel()) : 0);
   return statistics;
 }
 

@@ -15,10 +15,17 @@ __device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int quad() { return lane() / 4; }
 __device__ __forceinline__ int pair() { return lane() % 4 * 2; }
 
+// Tensor cores cut off the sums they return, always towards zero: a sum of many products is made of short
+// ones, added in the usual way.
+
 // Sums of a product whose operands are exact.
 struct Sum {
   float total[4];
   __device__ __forceinline__ float operator[](int e) const { return total[e]; }
+  __device__ __forceinline__ void operator+=(const Sum& other) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) total[e] += other.total[e];
+  }
 };
 
 // The sum of three products of TF32 numbers, which together have the precision of float32. The two small
@@ -26,14 +33,23 @@ struct Sum {
 struct SplitSum {
   float high[4], left[4], right[4];
   __device__ __forceinline__ float operator[](int e) const { return high[e] + (left[e] + right[e]); }
+  __device__ __forceinline__ void operator+=(const SplitSum& other) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      high[e] += other.high[e];
+      left[e] += other.left[e];
+      right[e] += other.right[e];
+    }
+  }
 };
 
-// float32 as a TF32 number and what it leaves over, another one.
+// float32 as a TF32 number, the nearest, and what it leaves over, which the tensor cores cut to another one.
+// In integers, for it is done with every operand; a NaN may be lost from `high`, and then is in `low`.
 struct Split {
   uint32_t high, low;
   __device__ __forceinline__ explicit Split(float x) {
-    high = to_tf32(x);
-    low = to_tf32(x - __uint_as_float(high));
+    high = (__float_as_uint(x) + 0x1000) & 0xffffe000;
+    low = __float_as_uint(x - __uint_as_float(high));
   }
 };
 
@@ -121,21 +137,27 @@ struct Float16 : Halves<Float16> {
   __device__ __forceinline__ static void add_gradients(float (&gradients)[blocks][width / kEight][4],
                                                        const float (&g)[blocks][kColumns / kEight][4],
                                                        const Unit* columns, int stride) {
+    uint32_t a[blocks][kColumns / kEight][4];
 #pragma unroll
-    for (int c = 0; c < kColumns / kEight; ++c) {
-      uint32_t a[blocks][4];
+    for (int block = 0; block < blocks; ++block)
+#pragma unroll
+      for (int c = 0; c < kColumns / kEight; ++c)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[block][c][i] = to_tf32(left_operand(g[block][c], i));
+#pragma unroll
+    for (int d = 0; d < width / kEight; ++d) {
+      Sum sums[blocks] = {};
+#pragma unroll
+      for (int c = 0; c < kColumns / kEight; ++c) {
+        const Unit* const row = columns + (c * kEight + pair()) * stride + d * kEight + quad();
+        const uint32_t b0 = __float_as_uint(widen(row[0])), b1 = __float_as_uint(widen(row[stride]));
+#pragma unroll
+        for (int block = 0; block < blocks; ++block) multiply_tf32(sums[block].total, a[block][c], b0, b1);
+      }
 #pragma unroll
       for (int block = 0; block < blocks; ++block)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) a[block][i] = to_tf32(left_operand(g[block][c], i));
-      const Unit* const row = columns + (c * kEight + pair()) * stride + quad();
-#pragma unroll
-      for (int d = 0; d < width / kEight; ++d) {
-        const uint32_t b0 = __float_as_uint(widen(row[d * kEight]));
-        const uint32_t b1 = __float_as_uint(widen(row[d * kEight + stride]));
-#pragma unroll
-        for (int block = 0; block < blocks; ++block) multiply_tf32(gradients[block][d], a[block], b0, b1);
-      }
+        for (int e = 0; e < 4; ++e) gradients[block][d][e] += sums[block][e];
     }
   }
 };
@@ -180,28 +202,35 @@ struct Float32 {
   __device__ __forceinline__ static void add_gradients(float (&gradients)[blocks][width / kEight][4],
                                                        const float (&g)[blocks][kColumns / kEight][4],
                                                        const Unit* columns, int stride) {
+    uint32_t high[blocks][kColumns / kEight][4], low[blocks][kColumns / kEight][4];
 #pragma unroll
-    for (int c = 0; c < kColumns / kEight; ++c) {
-      uint32_t high[blocks][4], low[blocks][4];
+    for (int block = 0; block < blocks; ++block)
 #pragma unroll
-      for (int block = 0; block < blocks; ++block)
+      for (int c = 0; c < kColumns / kEight; ++c)
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const Split x(left_operand(g[block][c], i));
-          high[block][i] = x.high;
-          low[block][i] = x.low;
+          high[block][c][i] = x.high;
+          low[block][c][i] = x.low;
         }
-      const Unit* const row = columns + (c * kEight + pair()) * stride + quad();
 #pragma unroll
-      for (int d = 0; d < width / kEight; ++d) {
-        const Split b0(row[d * kEight]), b1(row[d * kEight + stride]);
+    for (int d = 0; d < width / kEight; ++d) {
+      Sum sums[blocks] = {};
+#pragma unroll
+      for (int c = 0; c < kColumns / kEight; ++c) {
+        const Unit* const row = columns + (c * kEight + pair()) * stride + d * kEight + quad();
+        const Split b0(row[0]), b1(row[stride]);
 #pragma unroll
         for (int block = 0; block < blocks; ++block) {
-          multiply_tf32(gradients[block][d], low[block], b0.high, b1.high);
-          multiply_tf32(gradients[block][d], high[block], b0.low, b1.low);
-          multiply_tf32(gradients[block][d], high[block], b0.high, b1.high);
+          multiply_tf32(sums[block].total, low[block][c], b0.high, b1.high);
+          multiply_tf32(sums[block].total, high[block][c], b0.low, b1.low);
+          multiply_tf32(sums[block].total, high[block][c], b0.high, b1.high);
         }
       }
+#pragma unroll
+      for (int block = 0; block < blocks; ++block)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) gradients[block][d][e] += sums[block][e];
     }
   }
 };

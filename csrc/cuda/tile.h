@@ -6,7 +6,6 @@
 namespace arec::cuda {
 
 constexpr int kLeastShared = 99 << 10;  // bytes a block may have on the card that has least
-constexpr int kSharedBins = 4096;       // a histogram of more counts in global memory
 
 // Width of unit rows whose tiles fit into shared memory whole; 0: any width, in chunks of kChunk.
 constexpr int kAnyWidth = 0;
@@ -67,8 +66,12 @@ struct Tile {
 // is 0. Finite, so that it can be multiplied by a zero.
 constexpr float kLeftOut = -1e30f;
 constexpr float kLowest = -2;
+__device__ __forceinline__ float at_least_lowest(float threshold) {
+  return threshold < kLowest ? kLowest : threshold;  // NaN, which nothing is above, stays
+}
 
-// kLeftOut where column j is no candidate of row i, or either lies past the last row. Only tiles on the diagonal, on the partners' diagonals and at the end compare rows.
+// kLeftOut where column j is no candidate of row i, or either lies past the last row. Only tiles on the
+// diagonal, on the partners' diagonals and at the end compare rows.
 template <class F, class S>
 __device__ __forceinline__ void leave_out(const Rows& rows, const Tile<F, S>& tile, bool grouped,
                                           float (&s)[S::kBlocks][S::kFragments][4]) {
@@ -137,7 +140,7 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
   for (int at = begin; at < end; ++at) {
     typename F::Sums sums[S::kBlocks][S::kFragments] = {};
     const Unit* const columns = reinterpret_cast<const Unit*>(stage(at));
-    const auto add = [&] {
+    const auto add_to = [&](typename F::Sums (&sums)[S::kBlocks][S::kFragments]) {
 #pragma unroll 4
       for (int k = 0; k < S::kDepth; k += F::kDepth)
         F::template add_similarities<S::kBlocks>(sums, row_tile + own_rows + k, columns + k, S::kStride);
@@ -148,7 +151,7 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
       commit_copies();
       wait_for_copies<kAhead>();
       __syncthreads();
-      add();
+      add_to(sums);
     } else {
       const auto arrive = [&] {
         commit_copies();
@@ -160,7 +163,12 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
         copy_rows<F, S, S::kRows>(rows, first_row, first, row_tile);
         copy_columns(at, first);
         arrive();
-        add();
+        typename F::Sums chunk[S::kBlocks][S::kFragments] = {};
+        add_to(chunk);
+#pragma unroll
+        for (int block = 0; block < S::kBlocks; ++block)
+#pragma unroll
+          for (int c = 0; c < S::kFragments; ++c) sums[block][c] += chunk[block][c];
         __syncthreads();
       }
       if (coefficients != nullptr) {

@@ -13,10 +13,10 @@ import pytest
 import torch
 from available import CUDA_ON_CARD, needs_cuda
 from conftest import ready
-from correctness import MARGINS, assert_correct, clear_thresholds, make_groups, make_rows
+from correctness import MARGINS, assert_correct, clear_thresholds, make_groups, make_rows, run
 from torch.utils.cpp_extension import include_paths
 
-from arec_kernels import row_similarity_quantile
+from arec_kernels import adaptive_info_nce, reference, row_similarity_quantile
 
 SOURCES = cuda_emulation.SOURCES
 NVCC = shutil.which("nvcc")
@@ -66,6 +66,27 @@ def test_thresholds_below_every_cosine(cuda: str) -> None:
     k = torch.full((140,), -torch.inf, device=cuda)
     result = assert_correct(z, k, "cuda", histogram_bins=1)
     assert result.stats.positives.eq(138).all()
+
+
+@needs_cuda
+def test_nothing_is_above_a_threshold_of_nan(cuda: str) -> None:
+    z = make_rows(40, 5, device=cuda)
+    k = clear_thresholds(z)
+    k[3] = torch.nan
+    loss, stats = adaptive_info_nce(z, k, reduction="none", histogram_bins=1, backend="cuda")
+    assert loss.isnan().nonzero().tolist() == [[3]]
+    assert stats.positives[3] == 0
+
+
+@needs_cuda
+def test_sums_that_are_cut_off_do_not_add_up(cuda: str) -> None:
+    """Tensor cores cut their sums off towards zero: with entries of one sign, a little for each tile."""
+    z = torch.randn(1024, 64, generator=torch.Generator().manual_seed(0)).add(1).to(cuda)
+    k = torch.full((1024,), 2.0, device=cuda)
+    exact = run(reference.adaptive_info_nce, z, k, torch.float64).grad_z
+    rounded = run(reference.adaptive_info_nce, z, k, torch.float32).grad_z
+    result = run(adaptive_info_nce, z, k, torch.float32, backend="cuda").grad_z
+    assert (result - exact).norm() <= 2 * (rounded - exact).norm()
 
 
 @needs_cuda

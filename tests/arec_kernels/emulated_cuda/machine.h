@@ -262,8 +262,15 @@ struct Operands {
   const uint32_t* a;
   uint32_t b[2];
 };
+// The nearest float to x of those not further from zero.
+inline float cut_off(double x) {
+  const float y = float(x);
+  return std::abs(double(y)) > std::abs(x) ? std::nextafter(y, 0.f) : y;
+}
+
 // c += a b, where a register holds `per` numbers, number(register, i) being its i-th. All of c is added up
-// in the same order, so that what is equal in exact arithmetic for two rows or columns stays equal.
+// in the same order, so that what is equal in exact arithmetic for two rows or columns stays equal; the sum
+// is not rounded but cut off, as by the hardware.
 template <int per, class Number>
 void multiply(const char* name, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
               Number number) {
@@ -278,11 +285,11 @@ void multiply(const char* name, float (&c)[4], const uint32_t (&a)[4], uint32_t 
         for (int r = 0; r < 2; ++r) y[k + r * depth / 2][group] = number(lanes[l]->b[r], i);
       }
     for (int row = 0; row < 16; ++row) {
-      float sums[8];
+      double sums[8];
       for (int j = 0; j < 8; ++j) sums[j] = lanes[row % 8 * 4 + j / 2]->c[row / 8 * 2 + j % 2];
       for (int k = 0; k < depth; ++k)
-        for (int j = 0; j < 8; ++j) sums[j] += x[row][k] * y[k][j];
-      for (int j = 0; j < 8; ++j) lanes[row % 8 * 4 + j / 2]->c[row / 8 * 2 + j % 2] = sums[j];
+        for (int j = 0; j < 8; ++j) sums[j] += double(x[row][k]) * y[k][j];
+      for (int j = 0; j < 8; ++j) lanes[row % 8 * 4 + j / 2]->c[row / 8 * 2 + j % 2] = cut_off(sums[j]);
     }
   });
 }
@@ -392,7 +399,10 @@ class Launcher {
   explicit Launcher(const torch::stable::Tensor& z) {
     STD_TORCH_CHECK(z.is_cpu(), "emulated CUDA: expected CPU tensors");
   }
-  int multiprocessors() const { return 3; }
+  template <class... Args>
+  int slots(void (*)(Args...), int, int) const {
+    return 6;
+  }
   void zero(void* memory, int64_t bytes) const { memset(memory, 0, bytes); }
   template <class... Args>
   void operator()(void (*kernel)(Args...), dim3 blocks, int threads, int shared_bytes, Args... args) const {
