@@ -202,7 +202,7 @@ __device__ __forceinline__ T sum_over_row(T x) {
   return over_row(x, [](T a, T b) { return a + b; });
 }
 
-// add(block, half) once for each row of which the calling thread has numbers: 2 half and 2 half + 1.
+// visit(block, half) once for each row of which the calling thread has numbers: 2 half and 2 half + 1.
 template <class S, class Visit>
 __device__ __forceinline__ void for_each_row(Visit visit) {
 #pragma unroll
