@@ -5,7 +5,8 @@
     python bench/publish.py                 only render the pages' result sections again
 
 Their sections between ``<!-- results:NAME -->`` marks hold nothing typed by hand. NAME is that of a
-Markdown file in bench/results/, "curve-" and the name of a published run, or part of such names.
+Markdown file in bench/results/, "curve-" and the name of a published run, "simthres", or part of the
+names of published runs.
 """
 
 from __future__ import annotations
@@ -113,6 +114,24 @@ def curve_table(name: str) -> str:
     return "\n".join([*lines, "", f"Validation figures of `{name}`."])
 
 
+def simthres_table() -> str:
+    """What k learned in the published runs that learn it."""
+    lines = [
+        "| run | gradient to k | k | its spread over rows | spread of the rows' quantiles | correlation |",
+        "|---|---|---|---|---|---|",
+    ]
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text())
+        if k := result.get("simthres"):
+            width = result["config"]["threshold_grad"]
+            correlation = "none" if k["correlation"] is None else f"{k['correlation']:.2f}"
+            lines.append(
+                f"| `{path.stem}` | {'none' if width is None else f'h = {width}'} | {k['mean']:.3f} "
+                f"| {k['std']:.4f} | {k['quantile_std']:.4f} | {correlation} |"
+            )
+    return "\n".join(lines)
+
+
 def render(page: Path) -> str:
     """A page with its result sections made anew from ``bench/results/``."""
 
@@ -122,6 +141,8 @@ def render(page: Path) -> str:
             body = file.read_text().strip()
         elif match[1].startswith("curve-"):
             body = curve_table(match[1].removeprefix("curve-"))
+        elif match[1] == "simthres":
+            body = simthres_table()
         else:
             body = ranking_table(match[1])
         if page.parent != ROOT:
