@@ -30,7 +30,9 @@ CUDA = Path("csrc/cuda")
 CUDA_ARCHITECTURES = "8.0 9.0+PTX"  # where there is neither a list nor a card: newer ones compile the rest
 KERNELS = CPU / "kernels.cpp"
 CPU_EXTENSION = "arec_kernels._C"
-FLAGS = ["-O3", "-std=c++17", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+FLAGS = ["-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+HIDDEN = "-fvisibility=hidden"
+CUDA_FLAGS = [*FLAGS, "-DUSE_CUDA"]
 COMPILER = os.environ.get("CXX", "c++").split()
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
@@ -104,7 +106,7 @@ def cpu_extensions() -> list:
             CPU_EXTENSION,
             ["csrc/library.cpp", *(str(path) for path in sorted(CPU.glob("*.cpp")) if path != KERNELS)],
             depends=headers(CPU),
-            extra_compile_args={"cxx": FLAGS},
+            extra_compile_args={"cxx": [*FLAGS, HIDDEN]},
             py_limited_api=True,
         )
     ]
@@ -124,9 +126,8 @@ def cuda_extensions() -> list:
             [str(path) for path in sorted(CUDA.glob("*.cu"))],
             include_dirs=[str(CUDA.resolve())],
             depends=headers(CUDA),
-            extra_compile_args={"cxx": [*FLAGS, "-DUSE_CUDA"], "nvcc": [
-                "-O3", "-std=c++17", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
-                "-Xcompiler", "-fvisibility=hidden"]},
+            extra_compile_args={"cxx": [*CUDA_FLAGS, HIDDEN],
+                                "nvcc": [*CUDA_FLAGS, "-Xcompiler", HIDDEN]},
             py_limited_api=True,
         )
     ]

@@ -18,6 +18,7 @@ namespace arec {
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
 constexpr double kSharedShift = 0.025;  // the smallest temperature with one shift for all rows
+constexpr int64_t kMostBins = int64_t(1) << 22;  // of a histogram, as arec_kernels/arguments.py has it
 
 // What a row's pairs add up to.
 template <class T>

@@ -32,7 +32,7 @@ Pairs<T> make_pairs(const Input<T>& input, const T* threshold, const T* shift, d
 class Histogram {
  public:
   explicit Histogram(int64_t bins) : bins_(bins) {
-    STD_TORCH_CHECK(bins >= 0 && bins <= kMost, "bins: expected at most ", kMost, ", got ", bins);
+    STD_TORCH_CHECK(bins >= 0 && bins <= kMostBins, "bins: expected at most ", kMostBins, ", got ", bins);
     if (bins == 0) return;
     while (bins << shift_ < kFine) ++shift_;
     counts_.resize(torch::stable::get_num_threads() * stride());
@@ -50,7 +50,6 @@ class Histogram {
 
  private:
   static constexpr int64_t kFine = 2048;
-  static constexpr int64_t kMost = int64_t(1) << 22;  // as arec_kernels/arguments.py has it
   int64_t stride() const { return fine_bins() + kNowhere; }
   int64_t bins_;
   int shift_ = 0;

@@ -41,8 +41,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward p) {
   float gradient[S::kBlocks][S::kGradient / kEight][4] = {};
   float pull[S::kBlocks][2] = {};
   const auto coefficient = [&](int which, int block, int half) {
-    return p.coefficients[int64_t(which) * p.rows.padded_n + blockIdx.x * S::kRows +
-                          Tile<F, S>::local_row(block, 2 * half)];
+    return p.coefficients[int64_t(which) * p.rows.padded_n + row_of<S>(block, half)];
   };
   for_each_row<S>([&](int block, int half) {
 #pragma unroll
@@ -82,12 +81,11 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward p) {
                       pull_of(column_share * column_denominator, x > column_threshold, column_positive);
             });
           }
-        F::template add_gradients<S::kBlocks, S::kGradient>(gradient, s, tile.columns, S::kStride);
+        add_gradients(F{}, gradient, s, tile.columns, S::kStride);
       });
 
-  const int64_t first_row = int64_t(blockIdx.z) * p.rows.padded_n + blockIdx.x * S::kRows;
   for_each_row<S>([&](int block, int half) {
-    const int64_t row = first_row + Tile<F, S>::local_row(block, 2 * half);
+    const int64_t row = int64_t(blockIdx.z) * p.rows.padded_n + row_of<S>(block, half);
     float2* const to = reinterpret_cast<float2*>(p.gradients + row * p.rows.width + first_number + pair());
 #pragma unroll
     for (int d = 0; d < S::kGradient / kEight; ++d)

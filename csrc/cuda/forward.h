@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward p) {
   RunningSum sum[S::kBlocks][2], positives[S::kBlocks][2];
   float maximum[S::kBlocks][2], count[S::kBlocks][2] = {};
   for_each_row<S>([&](int block, int half) {
-    const int i = blockIdx.x * S::kRows + Tile<F, S>::local_row(block, 2 * half);
+    const int i = row_of<S>(block, half);
     threshold[block][half] = p.threshold != nullptr && i < p.rows.n ? at_least_lowest(p.threshold[i]) : INFINITY;
     maximum[block][half] = -1;
   });
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(Forward p) {
     const float similarities = sum_over_row(positives[block][half].total());
     const float number = sum_over_row(count[block][half]);
     if (lane() % 4 == 0) {
-      float* const row = statistics + blockIdx.x * S::kRows + Tile<F, S>::local_row(block, 2 * half);
+      float* const row = statistics + row_of<S>(block, half);
       row[int64_t(kExponentials) * p.rows.padded_n] = total;
       row[int64_t(kMaximum) * p.rows.padded_n] = largest;
       row[int64_t(kPositives) * p.rows.padded_n] = similarities;

@@ -44,6 +44,8 @@ struct Rows {
   int width;
   int partner;             // rows i and i + partner are two views; n: rows have no partners
   int splits;              // of the columns: with few rows a block of them alone would leave the card idle
+
+  __device__ int partner_of(int i) const { return i < partner ? i + partner : i - partner; }
 };
 
 struct Forward {
@@ -119,7 +121,7 @@ struct Tiles {
 struct Kernels {
   int column_step;  // columns of a tile
   int unit_bytes;   // of a number in a unit row
-  // A warp a row; `partner_similarity` is (padded_n).
+  // A warp a row; `partner_similarity` is (padded_n), or null.
   void (*normalise)(Rows, float* partner_similarity);
   void (*normalise_for_backward)(Coefficients);
   void (*normalise_backward)(FinishBackward);

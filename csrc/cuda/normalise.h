@@ -31,39 +31,46 @@ class UnitRow {
   const Unit* z_;
 };
 
-// Writes row i and returns its similarity with its partner, in all lanes.
+// Writes row i.
 template <class F>
-__device__ float normalise_row(const Rows& rows, int i) {
+__device__ void normalise_row(const Rows& rows, int i) {
   typename F::Unit* const out = static_cast<typename F::Unit*>(rows.unit) + int64_t(i) * rows.width;
   const int inside = i < rows.n ? rows.dim : 0;
   for (int d = inside + lane(); d < rows.width; d += 32) out[d] = F::narrow(0);
-  if (i >= rows.n) return 0;
+  if (i >= rows.n) return;
   const UnitRow<F> row(rows, i);
   for (int d = lane(); d < rows.dim; d += 32) out[d] = row.unit(d);
-  if (rows.partner == rows.n) return 0;
-  const UnitRow<F> partner(rows, i < rows.partner ? i + rows.partner : i - rows.partner);
+}
+
+// In all lanes; 0 beyond the last row.
+template <class F>
+__device__ float similarity_with_partner(const Rows& rows, int i) {
+  if (i >= rows.n) return 0;
+  const UnitRow<F> row(rows, i), partner(rows, rows.partner_of(i));
   double similarity = 0;
   for (int d = lane(); d < rows.dim; d += 32)
     similarity += double(F::widen(row.unit(d))) * double(F::widen(partner.unit(d)));
   return float(sum_over_warp(similarity));
 }
 
-__device__ __forceinline__ int row_of_warp() { return blockIdx.x * kWarps + threadIdx.x / 32; }
+__device__ __forceinline__ int row_of_warp() { return blockIdx.x * kWarps + warp(); }
 
 template <class F>
 __global__ void __launch_bounds__(kThreads) normalise(Rows rows, float* partner_similarity) {
   const int i = row_of_warp();
-  const float similarity = normalise_row<F>(rows, i);
+  normalise_row<F>(rows, i);
+  if (partner_similarity == nullptr) return;
+  const float similarity = similarity_with_partner<F>(rows, i);
   if (lane() == 0) partner_similarity[i] = similarity;
 }
 
 template <class F>
 __global__ void __launch_bounds__(kThreads) normalise_for_backward(Coefficients p) {
   const int i = row_of_warp(), n = p.rows.n;
-  const float similarity = normalise_row<F>(p.rows, i);
+  normalise_row<F>(p.rows, i);
+  const float similarity = similarity_with_partner<F>(p.rows, i);
   // Even lanes for the row and odd ones for its partner: what is in double is slow on some cards.
-  const int partner = i < p.rows.partner ? i + p.rows.partner : i - p.rows.partner;
-  const int row = lane() % 2 == 0 ? i : partner;
+  const int row = lane() % 2 == 0 ? i : p.rows.partner_of(i);
   const auto mine = i < n ? p.loss.factors<float>(p.grad_loss[row * p.grad_loss_stride], p.log_denominator[row],
                                                   p.num_positives[row], p.positives_similarity[row],
                                                   p.threshold_width)
@@ -99,8 +106,7 @@ __global__ void __launch_bounds__(kThreads) normalise_backward(FinishBackward p)
     p.grad_threshold[i] = total;
   }
   const UnitRow<F> row(rows, i);
-  const int partner = i < rows.partner ? i + rows.partner : i - rows.partner;
-  const Unit* const partner_unit = static_cast<const Unit*>(rows.unit) + int64_t(partner) * rows.width;
+  const Unit* const partner_unit = static_cast<const Unit*>(rows.unit) + int64_t(rows.partner_of(i)) * rows.width;
   const double weight = p.coefficients[int64_t(kPartner) * rows.padded_n + i];
   const auto gradient = [&](int d) {
     double total = weight * F::widen(partner_unit[d]);

@@ -26,7 +26,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kMostBins = int64_t(1) << 22;  // as arec_kernels/arguments.py has it
 // From here down the backward pass has a shift for each row. With one for all, e^{1/tau} / D_i is a factor
 // of a row, at most e^{2/tau}, and the upstream gradient another.
 constexpr double kSharedShiftBackward = 2 * kSharedShift;
@@ -157,6 +156,9 @@ struct Input {
   int chunks(const TileKernel<A>& kernel) const {
     return kernel.width ? rows.width / kernel.width : 1;
   }
+  void normalise(float* partner_similarity = nullptr) const {
+    launch(kernels.normalise, a_warp_a_row(), kThreads, 0, rows, partner_similarity);
+  }
   dim3 a_warp_a_row() const { return dim3(rows.padded_n / kWarps); }
 };
 
@@ -175,8 +177,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   const Tensor losses = input.memory(n), log_denominator = input.memory(n), similarities = input.memory(n);
   const Tensor counts = input.memory(n, ScalarType::Long), histogram = input.memory(histogram_bins, ScalarType::Long);
   if (histogram_bins) input.launch.zero(histogram.mutable_data_ptr(), histogram_bins * sizeof(int64_t));
-  input.launch(input.kernels.normalise, input.a_warp_a_row(), kThreads, 0, input.rows,
-               data<float>(partner_similarity));
+  input.normalise(data<float>(partner_similarity));
 
   const bool general = groups || !loss.negatives_only || loss.own_shift || histogram_bins;
   const auto& kernel = general ? input.tiles().forward_general : input.tiles().forward;
@@ -252,10 +253,9 @@ Tensor count_pairs(const Input& input, const TileKernel<Forward>& kernel, Rows r
 Tensor histogram(const Tensor& z, const std::optional<Tensor>& groups, int64_t bins) {
   STD_TORCH_CHECK(bins > 0 && bins <= kMostBins, "bins: expected a number in [1, ", kMostBins, "], got ", bins);
   const Input input(z, true, groups);
-  const Tensor counts = input.memory(bins, ScalarType::Long), partner_similarity = input.row_memory(1);
+  const Tensor counts = input.memory(bins, ScalarType::Long);
   input.launch.zero(counts.mutable_data_ptr(), bins * sizeof(int64_t));
-  input.launch(input.kernels.normalise, input.a_warp_a_row(), kThreads, 0, input.rows,
-               data<float>(partner_similarity));
+  input.normalise();
   const auto& kernel = input.tiles().forward_general;
   count_pairs(input, kernel, input.split_for(kernel), 1, &counts);
   return counts;
@@ -263,9 +263,8 @@ Tensor histogram(const Tensor& z, const std::optional<Tensor>& groups, int64_t b
 
 Tensor uniformity(const Tensor& x) {
   const Input input(x, false, std::nullopt);
-  const Tensor out = torch::stable::new_empty(x, {}, ScalarType::Float), partner_similarity = input.row_memory(1);
-  input.launch(input.kernels.normalise, input.a_warp_a_row(), kThreads, 0, input.rows,
-               data<float>(partner_similarity));
+  const Tensor out = torch::stable::new_empty(x, {}, ScalarType::Float);
+  input.normalise();
   const auto& kernel = input.tiles().forward;
   const Rows rows = input.split_for(kernel);
   // -2 |x_i - x_j|^2 = (s - 1) / tau at tau = 1/4.
@@ -278,9 +277,8 @@ Tensor uniformity(const Tensor& x) {
 Tensor quantile(const Tensor& z, double q, const std::optional<Tensor>& groups) {
   STD_TORCH_CHECK(q >= 0 && q <= 1, "q: expected a number in [0, 1], got ", q);
   const Input input(z, true, groups);
-  const Tensor out = input.memory(input.rows.n), partner_similarity = input.row_memory(1);
-  input.launch(input.kernels.normalise, input.a_warp_a_row(), kThreads, 0, input.rows,
-               data<float>(partner_similarity));
+  const Tensor out = input.memory(input.rows.n);
+  input.normalise();
   Rows rows = input.rows;
   rows.splits = 1;  // a block has to see all columns
   input.run(input.tiles().quantile, Quantile{rows, q, data<float>(out)});

@@ -9,9 +9,10 @@ namespace arec::cuda {
 constexpr int kFragment = 16;  // rows of a product
 constexpr int kEight = 8;      // its columns
 
+__device__ __forceinline__ int warp() { return threadIdx.x / 32; }
+__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 // A lane's place in a fragment of sums (16, 8): the numbers [0, 2) are columns pair() and pair() + 1 of row
 // quad(), [2, 4) those of row quad() + 8.
-__device__ __forceinline__ int lane() { return threadIdx.x % 32; }
 __device__ __forceinline__ int quad() { return lane() / 4; }
 __device__ __forceinline__ int pair() { return lane() % 4 * 2; }
 
@@ -53,9 +54,27 @@ struct Split {
   }
 };
 
-// The left operand G of G Z_J in TF32: the columns of a fragment of sums in an order of their own, in which
-// no number has to go to another lane. Row k of the right operand is then row column_of(k) of Z_J.
-__device__ __forceinline__ float left_operand(const float (&g)[4], int i) { return g[i / 2 + i % 2 * 2]; }
+// A fragment of a left operand of TF32 products, rounded or split, and a product with it.
+struct RoundedLeft {
+  uint32_t number[4];
+  __device__ __forceinline__ void set(int i, float x) { number[i] = to_tf32(x); }
+  __device__ __forceinline__ void add_product(float (&sum)[4], uint32_t b0, uint32_t b1) const {
+    multiply_tf32(sum, number, b0, b1);
+  }
+};
+struct SplitLeft {
+  uint32_t high[4], low[4];
+  __device__ __forceinline__ void set(int i, float x) {
+    const Split split(x);
+    high[i] = split.high;
+    low[i] = split.low;
+  }
+  __device__ __forceinline__ void add_product(float (&sum)[4], Split b0, Split b1) const {
+    multiply_tf32(sum, low, b0.high, b1.high);
+    multiply_tf32(sum, high, b0.low, b1.low);
+    multiply_tf32(sum, high, b0.high, b1.high);
+  }
+};
 
 // How numbers of one type are kept as unit rows and multiplied. In shared memory every row is followed by
 // kPad numbers: the rows that a warp reads at once then start in different banks.
@@ -95,34 +114,6 @@ struct BFloat16 : Halves<BFloat16> {
   __device__ __forceinline__ static void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     multiply_bf16(c, a, b0, b1);
   }
-
-  // gradients (16 blocks, width) += G times columns [0, kColumns) of Z_J.
-  template <int blocks, int width>
-  __device__ __forceinline__ static void add_gradients(float (&gradients)[blocks][width / kEight][4],
-                                                       const float (&g)[blocks][kColumns / kEight][4],
-                                                       const Unit* columns, int stride) {
-#pragma unroll
-    for (int c = 0; c < kColumns / kEight; c += 2) {
-      uint32_t a[blocks][4];
-#pragma unroll
-      for (int block = 0; block < blocks; ++block)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float* const two = g[block][c + i / 2] + i % 2 * 2;
-          a[block][i] = uint32_t(to_bf16(two[0])) | uint32_t(to_bf16(two[1])) << 16;
-        }
-#pragma unroll
-      for (int d = 0; d < width / kEight; d += 2) {
-        uint32_t b[4];
-        load_matrices<true>(b, columns + (c * kEight + lane() % 16) * stride + d * kEight + lane() / 16 * 8);
-#pragma unroll
-        for (int block = 0; block < blocks; ++block) {
-          multiply(gradients[block][d], a[block], b[0], b[1]);
-          multiply(gradients[block][d + 1], a[block], b[2], b[3]);
-        }
-      }
-    }
-  }
 };
 
 struct Float16 : Halves<Float16> {
@@ -132,34 +123,9 @@ struct Float16 : Halves<Float16> {
     multiply_fp16(c, a, b0, b1);
   }
 
-  // In TF32, which holds every float16: that has no room for the entries of many rows.
-  template <int blocks, int width>
-  __device__ __forceinline__ static void add_gradients(float (&gradients)[blocks][width / kEight][4],
-                                                       const float (&g)[blocks][kColumns / kEight][4],
-                                                       const Unit* columns, int stride) {
-    uint32_t a[blocks][kColumns / kEight][4];
-#pragma unroll
-    for (int block = 0; block < blocks; ++block)
-#pragma unroll
-      for (int c = 0; c < kColumns / kEight; ++c)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[block][c][i] = to_tf32(left_operand(g[block][c], i));
-#pragma unroll
-    for (int d = 0; d < width / kEight; ++d) {
-      Sum sums[blocks] = {};
-#pragma unroll
-      for (int c = 0; c < kColumns / kEight; ++c) {
-        const Unit* const row = columns + (c * kEight + pair()) * stride + d * kEight + quad();
-        const uint32_t b0 = __float_as_uint(widen(row[0])), b1 = __float_as_uint(widen(row[stride]));
-#pragma unroll
-        for (int block = 0; block < blocks; ++block) multiply_tf32(sums[block].total, a[block][c], b0, b1);
-      }
-#pragma unroll
-      for (int block = 0; block < blocks; ++block)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) gradients[block][d][e] += sums[block][e];
-    }
-  }
+  // Gradients are products in TF32, which holds every float16: that has no room for the entries of many rows.
+  using Left = RoundedLeft;
+  __device__ __forceinline__ static uint32_t right(uint16_t x) { return __float_as_uint(widen(x)); }
 };
 
 struct Float32 {
@@ -170,20 +136,19 @@ struct Float32 {
   static constexpr int kDepth = 8;
   __device__ __forceinline__ static float widen(float x) { return x; }
   __device__ __forceinline__ static float narrow(float x) { return x; }
+  using Left = SplitLeft;
+  __device__ __forceinline__ static Split right(float x) { return Split(x); }
 
   template <int blocks>
   __device__ __forceinline__ static void add_similarities(SplitSum (&sums)[blocks][kColumns / kEight],
                                                           const Unit* rows, const Unit* columns, int stride) {
     const int at = quad() * stride + lane() % 4;
-    uint32_t high[blocks][4], low[blocks][4];
+    Left a[blocks];
 #pragma unroll
     for (int block = 0; block < blocks; ++block)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const Split x(rows[at + (block * kFragment + i % 2 * 8) * stride + i / 2 * 4]);
-        high[block][i] = x.high;
-        low[block][i] = x.low;
-      }
+      for (int i = 0; i < 4; ++i)
+        a[block].set(i, rows[at + (block * kFragment + i % 2 * 8) * stride + i / 2 * 4]);
 #pragma unroll
     for (int c = 0; c < kColumns / kEight; ++c) {
       const Unit* const column = columns + at + c * kEight * stride;
@@ -191,48 +156,71 @@ struct Float32 {
 #pragma unroll
       for (int block = 0; block < blocks; ++block) {
         SplitSum& sum = sums[block][c];
-        multiply_tf32(sum.high, high[block], b0.high, b1.high);
-        multiply_tf32(sum.left, low[block], b0.high, b1.high);
-        multiply_tf32(sum.right, high[block], b0.low, b1.low);
+        multiply_tf32(sum.high, a[block].high, b0.high, b1.high);
+        multiply_tf32(sum.left, a[block].low, b0.high, b1.high);
+        multiply_tf32(sum.right, a[block].high, b0.low, b1.low);
       }
-    }
-  }
-
-  template <int blocks, int width>
-  __device__ __forceinline__ static void add_gradients(float (&gradients)[blocks][width / kEight][4],
-                                                       const float (&g)[blocks][kColumns / kEight][4],
-                                                       const Unit* columns, int stride) {
-    uint32_t high[blocks][kColumns / kEight][4], low[blocks][kColumns / kEight][4];
-#pragma unroll
-    for (int block = 0; block < blocks; ++block)
-#pragma unroll
-      for (int c = 0; c < kColumns / kEight; ++c)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const Split x(left_operand(g[block][c], i));
-          high[block][c][i] = x.high;
-          low[block][c][i] = x.low;
-        }
-#pragma unroll
-    for (int d = 0; d < width / kEight; ++d) {
-      Sum sums[blocks] = {};
-#pragma unroll
-      for (int c = 0; c < kColumns / kEight; ++c) {
-        const Unit* const row = columns + (c * kEight + pair()) * stride + d * kEight + quad();
-        const Split b0(row[0]), b1(row[stride]);
-#pragma unroll
-        for (int block = 0; block < blocks; ++block) {
-          multiply_tf32(sums[block].total, low[block][c], b0.high, b1.high);
-          multiply_tf32(sums[block].total, high[block][c], b0.low, b1.low);
-          multiply_tf32(sums[block].total, high[block][c], b0.high, b1.high);
-        }
-      }
-#pragma unroll
-      for (int block = 0; block < blocks; ++block)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) gradients[block][d][e] += sums[block][e];
     }
   }
 };
+
+// gradients (16 blocks, 8 eights) += G times the columns (8 fragments, 8 eights) of Z_J, in TF32. In G the
+// columns of a fragment of sums take an order of their own, in which no number has to go to another lane; the
+// rows of the right operand are read in it too.
+template <class F, int blocks, int fragments, int eights>
+__device__ __forceinline__ void add_gradients(F, float (&gradients)[blocks][eights][4],
+                                              const float (&g)[blocks][fragments][4],
+                                              const typename F::Unit* columns, int stride) {
+  typename F::Left a[blocks][fragments];
+#pragma unroll
+  for (int block = 0; block < blocks; ++block)
+#pragma unroll
+    for (int c = 0; c < fragments; ++c)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[block][c].set(i, g[block][c][i / 2 + i % 2 * 2]);
+#pragma unroll
+  for (int d = 0; d < eights; ++d) {
+    Sum sums[blocks] = {};
+#pragma unroll
+    for (int c = 0; c < fragments; ++c) {
+      const auto* const row = columns + (c * kEight + pair()) * stride + d * kEight + quad();
+      const auto b0 = F::right(row[0]), b1 = F::right(row[stride]);
+#pragma unroll
+      for (int block = 0; block < blocks; ++block) a[block][c].add_product(sums[block].total, b0, b1);
+    }
+#pragma unroll
+    for (int block = 0; block < blocks; ++block)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) gradients[block][d][e] += sums[block][e];
+  }
+}
+
+// The same in bfloat16, which has the range of float32.
+template <int blocks, int fragments, int eights>
+__device__ __forceinline__ void add_gradients(BFloat16, float (&gradients)[blocks][eights][4],
+                                              const float (&g)[blocks][fragments][4],
+                                              const uint16_t* columns, int stride) {
+#pragma unroll
+  for (int c = 0; c < fragments; c += 2) {
+    uint32_t a[blocks][4];
+#pragma unroll
+    for (int block = 0; block < blocks; ++block)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float* const two = g[block][c + i / 2] + i % 2 * 2;
+        a[block][i] = uint32_t(to_bf16(two[0])) | uint32_t(to_bf16(two[1])) << 16;
+      }
+#pragma unroll
+    for (int d = 0; d < eights; d += 2) {
+      uint32_t b[4];
+      load_matrices<true>(b, columns + (c * kEight + lane() % 16) * stride + d * kEight + lane() / 16 * 8);
+#pragma unroll
+      for (int block = 0; block < blocks; ++block) {
+        multiply_bf16(gradients[block][d], a[block], b[0], b[1]);
+        multiply_bf16(gradients[block][d + 1], a[block], b[2], b[3]);
+      }
+    }
+  }
+}
 
 }  // namespace arec::cuda

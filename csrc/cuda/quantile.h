@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) quantile_kernel(Quantile p) {
     if (r >= all) quantile = INFINITY;
     if (r <= 0) quantile = -INFINITY;
     if (invalid[block][half]) quantile = __int_as_float(0x7fc00000);
-    const int i = blockIdx.x * S::kRows + Tile<F, S>::local_row(block, 2 * half);
+    const int i = row_of<S>(block, half);
     if (lane() % 4 == 0 && i < p.rows.n) p.quantiles[i] = quantile;
   });
 }

@@ -45,6 +45,20 @@ __device__ __forceinline__ void copy_rows(const Rows& rows, int first_row, int f
     copy_async(static_cast<Unit*>(to) + (row + r) * S::kStride + number, from + int64_t(r) * rows.width);
 }
 
+// The rows and columns of a thread's numbers: s[block][c][e] is in row row_of<S>(block, e / 2).
+template <class S>
+__device__ __forceinline__ int row_of(int block, int half) {
+  return blockIdx.x * S::kRows + (warp() * S::kBlocks + block) * kFragment + quad() + half * 8;
+}
+// visit(block, half) once for each of the rows.
+template <class S, class Visit>
+__device__ __forceinline__ void for_each_row(Visit visit) {
+#pragma unroll
+  for (int block = 0; block < S::kBlocks; ++block)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) visit(block, half);
+}
+
 // A tile of the similarity matrix in a thread's eyes.
 template <class F, class S>
 struct Tile {
@@ -52,13 +66,8 @@ struct Tile {
   const typename F::Unit* columns;  // in shared memory: (kColumns, kStride), numbers of the block's gradient
   const float* coefficients;        // in shared memory: (kOfColumn, kColumns), where asked for
 
-  // The row of fragment `block`, its number e; the column of fragment c, its number e.
-  __device__ __forceinline__ int row(int block, int e) const { return first_row + local_row(block, e); }
   __device__ __forceinline__ int column(int c, int e) const {
     return first_column + c * kEight + pair() + e % 2;
-  }
-  __device__ __forceinline__ static int local_row(int block, int e) {
-    return (threadIdx.x / 32 * S::kBlocks + block) * kFragment + quad() + e / 2 * 8;
   }
 };
 
@@ -85,8 +94,7 @@ __device__ __forceinline__ void leave_out(const Rows& rows, const Tile<F, S>& ti
   for (int block = 0; block < S::kBlocks; ++block)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int i = tile.row(block, e);
-      const int partner = i < rows.partner ? i + rows.partner : i - rows.partner;
+      const int i = row_of<S>(block, e / 2), partner = rows.partner_of(i);
       const int64_t group = grouped && i < rows.n ? rows.groups[i] : -1;
 #pragma unroll
       for (int c = 0; c < S::kFragments; ++c) {
@@ -113,7 +121,7 @@ __device__ __forceinline__ void for_each_tile(const Rows& rows, const float* coe
   const int begin = int(int64_t(tiles) * blockIdx.z / rows.splits);
   const int end = int(int64_t(tiles) * (blockIdx.z + 1) / rows.splits);
   const int first_row = blockIdx.x * S::kRows;
-  const int own_rows = threadIdx.x / 32 * S::kBlocks * kFragment * S::kStride;
+  const int own_rows = warp() * S::kBlocks * kFragment * S::kStride;
 
   const auto copy_columns = [&](int tile, int first) {
     copy_rows<F, S, S::kColumns>(rows, tile * S::kColumns, first, stage(tile));
@@ -200,15 +208,6 @@ __device__ __forceinline__ T over_row(T x, Combine combine) {
 template <class T>
 __device__ __forceinline__ T sum_over_row(T x) {
   return over_row(x, [](T a, T b) { return a + b; });
-}
-
-// visit(block, half) once for each row of which the calling thread has numbers: 2 half and 2 half + 1.
-template <class S, class Visit>
-__device__ __forceinline__ void for_each_row(Visit visit) {
-#pragma unroll
-  for (int block = 0; block < S::kBlocks; ++block)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) visit(block, half);
 }
 
 }  // namespace arec::cuda

@@ -36,3 +36,10 @@ COMPILED = [
 EMULATED = {"triton": 40} if INTERPRETED else {}
 if not CUDA_ON_CARD:
     EMULATED["cuda"] = 300
+
+
+def ready(backend: str) -> str:
+    """The backend, loaded if it is emulated."""
+    if backend == "cuda" and not CUDA_ON_CARD:
+        cuda_emulation.load()
+    return backend

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-import cuda_emulation
 import pytest
-from available import COMPILED, CUDA_ON_CARD, EMULATED
-
-
-def ready(backend: str) -> str:
-    """The backend, loaded if it is emulated."""
-    if backend == "cuda" and not CUDA_ON_CARD:
-        cuda_emulation.load()
-    return backend
+from available import COMPILED, EMULATED, ready
 
 
 @pytest.fixture(params=COMPILED)

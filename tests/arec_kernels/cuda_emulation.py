@@ -23,8 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc" / "cuda"
 EMULATOR = Path(__file__).parent / "emulated_cuda"
 COMPILER = os.environ.get("CXX", "c++").split()
-FLAGS = ["-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing",
-         "-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{EMULATOR}"]
+# As setup.py has them, for any compiler.
+FLAGS = ["-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+for path in [*include_paths(), sysconfig.get_path("include")]:
+    FLAGS += ["-isystem", path]
+EMULATING = [*FLAGS, "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", f"-I{EMULATOR}"]
 
 
 def available() -> bool:
@@ -45,7 +48,7 @@ def load() -> None:
 
 def _built() -> Path:
     """The library, compiled anew where anything that it consists of has changed."""
-    digest = hashlib.sha256(f"{FLAGS} {COMPILER} {torch.__version__}".encode())
+    digest = hashlib.sha256(f"{EMULATING} {COMPILER} {torch.__version__}".encode())
     for file in sorted([*SOURCES.iterdir(), ROOT / "csrc" / "loss.h", *EMULATOR.iterdir()]):
         digest.update(file.read_bytes())
     folder = ROOT / "build" / "emulated_cuda" / digest.hexdigest()[:16]
@@ -53,11 +56,10 @@ def _built() -> Path:
     if library.is_file():
         return library
     folder.mkdir(parents=True, exist_ok=True)
-    includes = [f"-isystem{path}" for path in [*include_paths(), sysconfig.get_path("include")]]
 
     def compiled(source: Path) -> Path:
         target = folder / f"{source.stem}-{os.getpid()}.o"
-        _run([*COMPILER, *FLAGS, *includes, "-x", "c++", "-c", str(source), "-o", str(target)])
+        _run([*COMPILER, *EMULATING, "-x", "c++", "-c", str(source), "-o", str(target)])
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

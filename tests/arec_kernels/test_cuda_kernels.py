@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import cuda_emulation
 import pytest
 import torch
-from available import CUDA_ON_CARD, needs_cuda
-from conftest import ready
+from available import CUDA_ON_CARD, needs_cuda, ready
 from correctness import MARGINS, assert_correct, clear_thresholds, make_groups, make_rows, run
-from torch.utils.cpp_extension import include_paths
 
 from arec_kernels import adaptive_info_nce, reference, row_similarity_quantile
 
@@ -105,10 +102,9 @@ def test_quantiles_of_several_blocks(cuda: str, dtype: torch.dtype) -> None:
      ("kernels_fp32", "80"), ("ops", "90a")],
 )
 def test_compiles_without_spills(source: str, architecture: str, tmp_path: Path) -> None:
-    includes = [SOURCES, *include_paths(), sysconfig.get_path("include")]
     done = subprocess.run(
-        [NVCC, "-std=c++17", "-O3", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DUSE_CUDA",
-         *(f"-I{path}" for path in includes), "-Xcompiler", "-fPIC", "-Xptxas", "-v", "-c",
+        [NVCC, *cuda_emulation.FLAGS, "-O3", "-DUSE_CUDA", f"-I{SOURCES}", "-Xcompiler", "-fPIC",
+         "-Xptxas", "-v", "-c",
          "-gencode", f"arch=compute_{architecture},code=sm_{architecture}",
          str(SOURCES / f"{source}.cu"), "-o", str(tmp_path / "kernels.o")],
         capture_output=True, text=True, check=False,

@@ -300,14 +300,6 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int lanes) {
   return arec::cuda::emulated::shuffle("__shfl_xor_sync", mask, value, threadIdx.x % 32 ^ lanes);
 }
-template <class T>
-T __shfl_sync(unsigned mask, T value, int lane) {
-  return arec::cuda::emulated::shuffle("__shfl_sync", mask, value, lane);
-}
-inline void __syncwarp() {
-  char nothing;
-  arec::cuda::emulated::meet("__syncwarp", nothing, [](char**) {});
-}
 // The threads that meet must have called it in the same line: in hardware one barrier is like another, and
 // those who miss one would meet the others at the next.
 inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
