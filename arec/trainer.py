@@ -56,20 +56,21 @@ def pick_device(name: str) -> torch.device:
 
 
 @torch.no_grad()
+def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Iterator[ScoreBatch]:
+    """Users and their scores of all items, batch by batch, each user once."""
+    objective.eval()
+    device = next(objective.parameters()).device
+    for users, inputs, lengths in history_batches(
+        split, stage, batch_size=_EVAL_BATCH, max_length=objective.encoder.max_length
+    ):
+        yield users, objective.score(inputs.to(device), lengths.to(device))
+
+
 def evaluate(
     objective: Objective, split: LeaveOneOut, stage: Stage, candidates: Candidates | None = None
 ) -> dict[str, dict[str, float]]:
     """The metrics of each protocol: see :func:`arec.ranking.evaluate_scores`."""
-    objective.eval()
-    device = next(objective.parameters()).device
-
-    def scores() -> Iterator[ScoreBatch]:
-        for users, inputs, lengths in history_batches(
-            split, stage, batch_size=_EVAL_BATCH, max_length=objective.encoder.max_length
-        ):
-            yield users, objective.score(inputs.to(device), lengths.to(device))
-
-    return evaluate_scores(split, stage, scores(), candidates)
+    return evaluate_scores(split, stage, score_batches(objective, split, stage), candidates)
 
 
 def training_batches(config: Config, split: LeaveOneOut) -> TrainingBatches:

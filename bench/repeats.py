@@ -17,15 +17,26 @@ import torch
 from publish import RESULTS, commit, machine
 
 from arec.checkpoint import load_run
-from arec.data.batches import gather_windows, history_batches
+from arec.data.batches import gather_windows
+from arec.data.split import LeaveOneOut
 from arec.metrics import metrics_from_ranks
 from arec.ranking import target_ranks, top_items
+from arec.trainer import score_batches
 
-BATCH = 64
 TOP = 10
 
 
-@torch.no_grad()
+def latest(split: LeaveOneOut, users: np.ndarray, skip: int, end: int | None) -> torch.Tensor:
+    """(B, longest) items from the skip-th last to before the end-th last of the users' histories."""
+    rows = np.searchsorted(split.eval_users, users)
+    ends = np.maximum(split.history_lengths("test")[rows] - skip, 0)
+    count = ends if end is None else np.minimum(ends, end - skip)
+    sequences = split.sequences
+    return gather_windows(
+        sequences.items, sequences.offsets[users] + ends, count, count.max(initial=0)
+    )
+
+
 def measure(run: Path) -> dict:
     """NDCG@10 by what is left out, and repeated items among a user's first ten by where they stand."""
     _, split, objective = load_run(run)
@@ -33,27 +44,17 @@ def measure(run: Path) -> dict:
     depths = {"nothing": 0, "last item": 1, "last 10": 10, "window": window, "history": None}
     places = {"last item": (0, 1), "9 before": (1, 10), "rest of window": (10, window),
               "before it": (window, None)}  # fmt: skip
-    sequences, lengths, targets = split.sequences, split.history_lengths("test"), split.targets("test")
+    targets = split.targets("test")
     ranks: dict[str, list] = {name: [] for name in depths}
     repeats = dict.fromkeys(places, 0)
-    for users, inputs, seen in history_batches(split, "test", batch_size=BATCH, max_length=window):
-        rows = np.searchsorted(split.eval_users, users)
-        scores = objective.score(inputs, seen)
-        target = torch.from_numpy(targets[rows].astype(np.int64))
-
-        def latest(skip: int, end: int | None, rows: np.ndarray = rows, users: np.ndarray = users):
-            """(B, longest) items from the skip-th last to before the end-th last of the history."""
-            ends = np.maximum(lengths[rows] - skip, 0)
-            count = ends if end is None else np.minimum(ends, end - skip)
-            return gather_windows(
-                sequences.items, sequences.offsets[users] + ends, count, count.max(initial=0)
-            )
-
+    for users, scores in score_batches(objective, split, "test"):
+        target = torch.from_numpy(targets[np.searchsorted(split.eval_users, users)].astype(np.int64))
         for name, depth in depths.items():
-            ranks[name].append(target_ranks(scores, target, latest(0, depth)))
+            ranks[name].append(target_ranks(scores, target, latest(split, users, 0, depth)))
         best = top_items(scores, TOP)
         for name, (skip, end) in places.items():
-            had = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, latest(skip, end), True)
+            had = torch.zeros_like(scores, dtype=torch.bool)
+            had.scatter_(1, latest(split, users, skip, end), True)
             had[:, 0] = False
             repeats[name] += int(had.gather(1, best).sum())
     return {
