@@ -107,6 +107,12 @@ def _fit_and_rank(trainer: Trainer) -> str:
         sequences.num_interactions,
         split.num_train_only,
     )
+    if sequences.tied > 0.01:
+        log.info(
+            "%.0f%% of the interactions have the time of the user's one before and stand in the order of "
+            "the file; where that is the same for all users, a model learns it",
+            100 * sequences.tied,
+        )
     log.info(
         "%s: %d parameters, on %s; run folder %s",
         config.method,

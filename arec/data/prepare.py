@@ -8,7 +8,6 @@ import polars as pl
 from arec.data.interactions import Sequences
 from arec.errors import DataError
 
-
 def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
     """Sequences from a log as `arec.data.formats.read` returns it.
 
@@ -22,8 +21,11 @@ def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
     """
     users, user_ids = _numbered(log["user"])
     items, item_ids = _numbered(log["item"])
+    tied = 0.0
     if "time" in log.columns:
-        order = np.lexsort((log["time"].to_numpy(), users))
+        times = log["time"].to_numpy()
+        order = np.lexsort((times, users))
+        tied = tied_share(users[order], times[order])
     else:
         order = np.argsort(users, kind="stable")
     users, items = users[order], items[order]
@@ -41,6 +43,7 @@ def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
         offsets=np.concatenate([[0], np.cumsum(np.bincount(users))]),
         item_ids=item_ids[item_numbers],
         user_ids=user_ids[user_numbers],
+        tied=tied,
     )
 
 
@@ -74,6 +77,15 @@ def _numbered(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """(n,) int64 numbers from 0 in the order of the text, and the distinct ids in that order."""
     numbers = ids.rank("dense").to_numpy().astype(np.int64) - 1
     return numbers, ids.unique().sort().to_numpy()
+
+
+def tied_share(
+    users,  # (n,), each user's rows together
+    times,  # (n,), in time order for each user
+) -> float:
+    """How many interactions have the time of the user's one before, of those that have one before."""
+    follows = users[1:] == users[:-1]
+    return float((follows & (times[1:] == times[:-1])).sum() / max(follows.sum(), 1))
 
 
 def _compact(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -70,3 +70,10 @@ def test_nothing_left():
 def test_k_core_below_one_is_refused():
     with pytest.raises(ValueError, match="k_core"):
         k_core_mask(np.array([0]), np.array([0]), 0)
+
+
+def test_the_share_of_ties():
+    log = pl.DataFrame({"user": list("aaabaab"), "item": list("vwxxyzv")})
+    times = pl.Series([1, 2, 2, 2, 1, 3, 3])  # a: 1 1 2 2 3, b: 2 3
+    assert prepare("log", log.with_columns(time=times), k_core=1).tied == 2 / 5
+    assert prepare("log", log, k_core=1).tied == 0
