@@ -8,6 +8,7 @@ import polars as pl
 from arec.data.interactions import Sequences
 from arec.errors import DataError
 
+
 def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
     """Sequences from a log as `arec.data.formats.read` returns it.
 
