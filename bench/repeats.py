@@ -26,15 +26,12 @@ from arec.trainer import score_batches
 TOP = 10
 
 
-def latest(split: LeaveOneOut, users: np.ndarray, skip: int, end: int | None) -> torch.Tensor:
-    """(B, longest) items from the skip-th last to before the end-th last of the users' histories."""
-    rows = np.searchsorted(split.eval_users, users)
+def latest(split: LeaveOneOut, rows: np.ndarray, skip: int, end: int | None) -> torch.Tensor:
+    """(B, longest) items from the skip-th last to before the end-th last of histories of `eval_users`."""
     ends = np.maximum(split.history_lengths("test")[rows] - skip, 0)
     count = ends if end is None else np.minimum(ends, end - skip)
-    sequences = split.sequences
-    return gather_windows(
-        sequences.items, sequences.offsets[users] + ends, count, count.max(initial=0)
-    )
+    starts = split.sequences.offsets[split.eval_users[rows]]
+    return gather_windows(split.sequences.items, starts + ends, count, count.max(initial=0))
 
 
 def measure(run: Path) -> dict:
@@ -48,13 +45,14 @@ def measure(run: Path) -> dict:
     ranks: dict[str, list] = {name: [] for name in depths}
     repeats = dict.fromkeys(places, 0)
     for users, scores in score_batches(objective, split, "test"):
-        target = torch.from_numpy(targets[np.searchsorted(split.eval_users, users)].astype(np.int64))
+        rows = np.searchsorted(split.eval_users, users)
+        target = torch.from_numpy(targets[rows].astype(np.int64))
         for name, depth in depths.items():
-            ranks[name].append(target_ranks(scores, target, latest(split, users, 0, depth)))
+            ranks[name].append(target_ranks(scores, target, latest(split, rows, 0, depth)))
         best = top_items(scores, TOP)
         for name, (skip, end) in places.items():
             had = torch.zeros_like(scores, dtype=torch.bool)
-            had.scatter_(1, latest(split, users, skip, end), True)
+            had.scatter_(1, latest(split, rows, skip, end), True)
             had[:, 0] = False
             repeats[name] += int(had.gather(1, best).sum())
     return {

@@ -17,7 +17,6 @@ import polars as pl
 from publish import RESULTS, commit, machine
 from repeats import measure
 
-from arec.checkpoint import METRICS
 from arec.config import Config
 from arec.data.formats import read
 from arec.data.prepare import tied_share
@@ -53,7 +52,7 @@ def orders(log: pl.DataFrame) -> dict[str, np.ndarray]:
 
 def shares(log: pl.DataFrame) -> dict[str, float]:
     """How many interactions, and how many test items, have the time of the user's one before."""
-    rows = log[orders(log)["as in the file"]]
+    rows = log.sort("user", "time")
     users, times = rows["user"].to_numpy(), rows["time"].to_numpy()
     last = np.flatnonzero(np.r_[users[1:] != users[:-1], True])
     return {
@@ -69,11 +68,11 @@ def figures(file: Path, name: str, rows: pl.DataFrame, seed: int) -> dict[str, f
     config = Config(dataset=str(data.resolve()), seed=seed, **SETTINGS)
     if not is_finished(folder, config):
         train(config, folder)
-    test = json.loads((folder / METRICS).read_text())["test"]
+    measured = measure(folder)
     return {
-        "filtered": test["filtered"]["NDCG@10"],
-        "unfiltered": test["unfiltered"]["NDCG@10"],
-        "last item": measure(folder)["repeats"]["last item"],
+        "filtered": measured["NDCG@10"]["history"],
+        "unfiltered": measured["NDCG@10"]["nothing"],
+        "last item": measured["repeats"]["last item"],
     }
 
 
