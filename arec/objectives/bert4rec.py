@@ -1,13 +1,10 @@
-"""BERT4Rec: masked items with a bidirectional transformer (Sun et al., 2019), full softmax.
-
-Scores are products with the item embeddings, as in every method here; the paper's output (Sec. 3.5)
-has one more layer with GELU before them and a bias for each item.
-"""
+"""BERT4Rec: masked items with a bidirectional transformer (Sun et al., 2019), full softmax."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from arec.config import Config
 from arec.data.batches import Batch
@@ -17,13 +14,34 @@ from arec.objectives.softmax import full_softmax_loss
 
 
 class BERT4Rec(Objective):
+    """Scores are ``GELU(h W + b) Eᵀ + c`` (Sec. 3.5): between a state h and the item embeddings E a
+    layer that the other methods do not have, and a bias for each item."""
+
+    def __init__(self, encoder: Encoder, config: Config) -> None:
+        super().__init__(encoder, config)
+        table = encoder.item_table
+        self.output = nn.Sequential(nn.Linear(table.shape[1], table.shape[1]), nn.GELU())
+        self.item_biases = nn.Parameter(torch.zeros(len(table)))
+
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = masked_item_loss(self.encoder, batch, self.config)
+        hidden, targets = masked_states(self.encoder, batch, self.config)
+        # A bias is an item's product with a state's component that is always 1.
+        states = F.pad(self.output(hidden), (0, 1), value=1)
+        table = torch.cat([self.encoder.item_table, self.item_biases[:, None]], dim=1)
+        loss = full_softmax_loss(states, table, targets)
         return loss, {"L_basic": loss.detach()}
 
+    def features(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        return self.output(super().features(inputs, lengths))
 
-def masked_item_loss(encoder: Encoder, batch: Batch, config: Config) -> Tensor:  # 0-d
-    """Mean cross-entropy of masked items, over all items; 0 when chance masked none.
+    def score(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        return super().score(inputs, lengths) + self.item_biases
+
+
+def masked_states(
+    encoder: Encoder, batch: Batch, config: Config
+) -> tuple[Tensor, Tensor]:  # (P, d), (P,) int64
+    """States of masked items, and the items; of none when chance masked none.
 
     The sequence is a row's inputs and its last target. Each item is masked with probability
     ``mask_rate``; in a share ``last_mask_rate`` of the rows the last one alone is, for that is the
@@ -36,4 +54,4 @@ def masked_item_loss(encoder: Encoder, batch: Batch, config: Config) -> Tensor: 
     last_only = torch.rand(len(items), 1, device=device) < config.last_mask_rate
     masked = (items > 0) & torch.where(last_only, last, masked)
     hidden = encoder(items.masked_fill(masked, encoder.mask_token), lengths)
-    return full_softmax_loss(hidden[masked], encoder.item_table, items[masked])
+    return hidden[masked], items[masked]

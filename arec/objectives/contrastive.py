@@ -14,8 +14,9 @@ from arec.config import Config
 from arec.data.batches import Batch
 from arec.models import Encoder
 from arec.objectives.base import Objective
-from arec.objectives.bert4rec import masked_item_loss
+from arec.objectives.bert4rec import masked_states
 from arec.objectives.sasrec import next_item_loss
+from arec.objectives.softmax import full_softmax_loss
 from arec_kernels import adaptive_info_nce, similarity_histogram
 
 # Resolution 1/1000 in cosine units: far finer than the spread of SimThres.
@@ -62,7 +63,8 @@ class ContrastiveObjective(Objective):
         if self.encoder.causal:
             loss, anchor = next_item_loss(self.encoder, batch)
         else:
-            loss, anchor = masked_item_loss(self.encoder, batch, self.config), None
+            states, items = masked_states(self.encoder, batch, self.config)
+            loss, anchor = full_softmax_loss(states, self.encoder.item_table, items), None
         logged = {"L_basic": loss.detach()}
         if not self.config.lambda_cl:
             return loss, logged

@@ -23,14 +23,11 @@ def test_items_are_masked_at_the_rate_and_only_they_are_predicted(
     build, batch, monkeypatch, rate
 ) -> None:
     objective = build(method="bert4rec", mask_rate=rate, last_mask_rate=0)
-    seen, predicted = record_inputs(objective, monkeypatch), []
-    monkeypatch.setattr(
-        bert4rec, "full_softmax_loss",
-        lambda hidden, table, targets: predicted.append((hidden, targets)) or hidden.mean(),
-    )  # fmt: skip
+    seen = record_inputs(objective, monkeypatch)
     torch.manual_seed(0)
-    for _ in range(400):
-        objective(batch)
+    predicted = [
+        bert4rec.masked_states(objective.encoder, batch, objective.config) for _ in range(400)
+    ]
     masked = torch.stack(seen) == 13
     count = int(batch.lengths.sum()) + 6  # the inputs and one target a row
     assert masked.float().sum() / (400 * count) == pytest.approx(rate, rel=0.05)
@@ -54,25 +51,38 @@ def test_the_last_item_alone_is_masked_in_a_share_of_rows(build, batch, monkeypa
     assert last.float().mean() == pytest.approx(rate, rel=0.1)
 
 
+def with_biases(objective) -> torch.Tensor:
+    """Biases that matter, as after training."""
+    with torch.no_grad():
+        return objective.item_biases.copy_(torch.linspace(-3, 3, 13))
+
+
 def test_targets_are_the_masked_items(build, batch) -> None:
     whole = torch.cat([batch.inputs, torch.zeros(6, 1, dtype=torch.int64)], dim=1)
     whole[range(6), batch.lengths] = batch.anchor_targets
     objective = build(method="bert4rec", mask_rate=0.5, last_mask_rate=0)
+    biases = with_biases(objective)
     torch.manual_seed(3)
     loss, _ = objective(batch)
     torch.manual_seed(3)
     masked = (torch.rand(6, 6) < 0.5) & (whole > 0)
-    hidden = objective.encoder(whole.masked_fill(masked, 13), batch.lengths + 1)
-    logits = hidden[masked] @ objective.encoder.item_table[1:].T
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, whole[masked] - 1))
+    states = objective.encoder(whole.masked_fill(masked, 13), batch.lengths + 1)[masked]
+    logits = objective.output(states) @ objective.encoder.item_table[1:].T + biases[1:]
+    expected = torch.nn.functional.cross_entropy(logits, whole[masked] - 1)
+    torch.testing.assert_close(loss, expected)
+    for parameter in (objective.item_biases, objective.output[0].weight):
+        (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True)
+        (wanted,) = torch.autograd.grad(expected, parameter, retain_graph=True)
+        torch.testing.assert_close(gradient, wanted)
 
 
 def test_ranking_asks_for_a_mask_after_the_last_item(build, batch) -> None:
     objective = build(method="bert4rec").eval()
+    biases = with_biases(objective)
     scores = objective.score(batch.inputs, batch.lengths)  # the longest fills max_length
     alone = torch.cat([batch.inputs[3:4, :2], torch.tensor([[13]])], dim=1)
-    state = objective.encoder(alone, torch.tensor([3]))[:, 2]
-    torch.testing.assert_close(scores[3:4], state @ objective.encoder.item_table.T)
+    state = objective.output(objective.encoder(alone, torch.tensor([3]))[:, 2])
+    torch.testing.assert_close(scores[3:4], state @ objective.encoder.item_table.T + biases)
     assert scores.shape == (6, 13)
 
 
