@@ -10,6 +10,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from arec.config import Config
@@ -44,7 +45,11 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        unknown = re.search(r"^unrecognized arguments: (--[\w-]+)", message)
+        options = (option for action in self._actions for option in action.option_strings)
+        near = get_close_matches(unknown[1], options, n=1) if unknown else ()
+        hint = f"; did you mean {near[0]}?" if near else " (see --help)"
+        self.exit(2, f"{self.prog}: error: {message}{hint}\n")
 
 
 def add_settings(parser: argparse.ArgumentParser, *, listed: bool = True) -> None:

@@ -108,7 +108,7 @@ def _legend(figure: Figure, handles: Sequence[Any] | None = None) -> None:
 
 def _epoch_colours(figure: Figure, runs: Sequence[Run]) -> ScalarMappable:
     last = max(record["epoch"] for run in runs for record in run.log)
-    colours = ScalarMappable(Normalize(0, max(last, 1)), _EPOCHS)
+    colours = ScalarMappable(Normalize(1, max(last, 2)), _EPOCHS)
     figure.colorbar(colours, ax=figure.axes, label="epoch")
     return colours
 

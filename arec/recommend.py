@@ -32,7 +32,15 @@ def recommend(
 
     Example::
 
-        config, split, objective = arec.checkpoint.load_run(Path("runs/mine"))
+        from pathlib import Path
+
+        import numpy as np
+        import torch
+
+        from arec.checkpoint import load_run
+        from arec.recommend import recommend
+
+        config, split, objective = load_run(Path("runs/mine"))
         sequences = split.sequences
         users = np.flatnonzero(sequences.user_ids == "42")
         for user, items, scores in recommend(objective, sequences, users, top=10):
@@ -42,7 +50,8 @@ def recommend(
     out::
 
         history = [17, 4, 99][-objective.encoder.max_length :]
-        scores = objective.score(torch.tensor([history]), torch.tensor([len(history)]))[0, 1:]
+        with torch.no_grad():
+            scores = objective.score(torch.tensor([history]), torch.tensor([len(history)]))[0, 1:]
 
     Yields:
         user, items ``(k,)`` int64 and scores ``(k,)`` float32, best first; k is less than ``top``
@@ -92,7 +101,7 @@ def main() -> None:
             named = ", ".join(map(repr, unknown))
             message = f"--users: {config.dataset} has, with k_core {config.k_core}, no user {named}"
             if len(unknown) == len(arguments.users):
-                raise RunError(message)
+                raise RunError(f"{message}; there is, for example, {sequences.user_ids[users[0]]!r}")
             print(f"{parser.prog}: {message}", file=sys.stderr)
         users = np.array([number[name] for name in arguments.users if name in number])
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -111,13 +111,12 @@ def train_missing(runs: Iterable[Planned]) -> None:
         train(config, folder)
 
 
-def describe(plan: Plan, table: Table, seeds: Sequence[int]) -> str:
-    """What was run, in a sentence."""
+def describe(plan: Plan, methods: Iterable[str]) -> str:
+    """How the runs of methods are set."""
     changes = [f"{name} = {value}" for name, value in plan.given.items() if name != "data_dir"]
-    recipes = [f"`{name}`" for name in map(plan.recipe, table.methods) if name]
+    recipes = [f"`{name}`" for name in map(plan.recipe, methods) if name]
     settings = f"recipes {', '.join(recipes)}" if recipes else "default settings"
-    but = f", but {', '.join(changes)}" if changes else ""
-    return f"Ours: {over_seeds(len(seeds))}, {settings}{but}."
+    return f"{settings}, but {', '.join(changes)}" if changes else settings
 
 
 def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) -> None:
@@ -125,19 +124,30 @@ def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) 
         key: [json.loads((folder / METRICS).read_text(encoding="utf-8")) for folder, _ in runs]
         for key, runs in needed.items()
     }
-    text = to_markdown(name, plan.name, results, describe(plan, TABLES[name], seeds))
+    ours = f"Ours: {over_seeds(len(seeds))}, {describe(plan, TABLES[name].methods)}."
+    text = to_markdown(name, plan.name, results, ours)
     write_text(plan.runs_dir / f"{name}-{plan.name}.md", text)
     write_text(plan.runs_dir / f"{name}-{plan.name}.csv", to_csv(name, plan.name, results))
     print(text)
 
 
-def draw_figures(plan: Plan, needed: FigureRuns) -> None:
+def draw_figures(plan: Plan, seeds: Sequence[int], needed: FigureRuns) -> None:
+    """The figures, and a page that shows them and says how their runs were set."""
+    folder = plan.runs_dir / f"{FIGURES_OF}-{plan.name}"
+    methods = dict.fromkeys(config.method for runs in needed.values() for _, config in runs)
+    page = [
+        f"# Figures, {plan.name}",
+        "",
+        f"Runs with {describe(plan, methods)}; one seed, in the sweep of the quantile {len(seeds)}.",
+    ]
     for file, runs in needed.items():
-        shown = FIGURES[file].select([read_run(folder, folder.name) for folder, _ in runs])
+        shown = FIGURES[file].select([read_run(run, run.name) for run, _ in runs])
         if shown:  # planted truth is in the built-in data only
-            path = plan.runs_dir / f"{FIGURES_OF}-{plan.name}" / file
-            write_bytes(path, png(FIGURES[file], shown))
-            print(f"wrote {path} ({FIGURES[file].title})")
+            write_bytes(folder / file, png(FIGURES[file], shown))
+            page += ["", f"![{FIGURES[file].title}]({file})"]
+            print(f"wrote {folder / file} ({FIGURES[file].title})")
+    write_text(folder / "README.md", "\n".join(page) + "\n")
+    print(f"wrote {folder / 'README.md'} (all of them, and how their runs were set)")
 
 
 def main() -> None:
@@ -179,7 +189,7 @@ def main() -> None:
         if table:
             write_table(plan, arguments.what, seeds, runs)
         else:
-            draw_figures(plan, runs)
+            draw_figures(plan, seeds, runs)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ class Trainer:
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.records: list[dict[str, Any]] = []
-        self.best_epoch = -1
+        self.best_epoch = 0  # epochs count from 1; 0: there is none yet
         if resume:
             with fitting(run / LAST):
                 self._restore(load_state(run / LAST))
@@ -137,8 +137,8 @@ class Trainer:
         done = len(self.records)
         steps = (self.config.epochs - done) * len(self.batches)
         with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=None) as bar:
-            for epoch in range(done, self.config.epochs):
-                if epoch - self.best_epoch > self.config.patience and self.best_epoch >= 0:
+            for epoch in range(done + 1, self.config.epochs + 1):
+                if self.best_epoch and epoch - self.best_epoch > self.config.patience:
                     log.info("no better epoch in %d: stopped", self.config.patience)
                     break
                 self._epoch(epoch, bar)
@@ -153,11 +153,11 @@ class Trainer:
             record |= view_alignment(self.objective, self.batches.sample(_ALIGNMENT_ROWS))
             if self.split.sequences.planted is not None and isinstance(self.objective, AdaptiveRec):
                 record["false_negatives"] = false_negative_detection(
-                    self.objective, self.batches.epoch(epoch)
+                    self.objective, self.batches.epoch(epoch - 1)
                 )
         record["seconds"] = time.perf_counter() - start
         self.records.append(record)
-        if self.best_epoch < 0 or self._validation(epoch) > self._validation(self.best_epoch):
+        if not self.best_epoch or self._validation(epoch) > self._validation(self.best_epoch):
             self.best_epoch = epoch
             save(
                 self.run / BEST,
@@ -175,7 +175,7 @@ class Trainer:
         self.objective.train()
         mixed = self.config.precision == "bfloat16"
         sums: dict[str, torch.Tensor] = {}
-        for batch in self.batches.epoch(epoch):
+        for batch in self.batches.epoch(epoch - 1):
             self.optimizer.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
                 loss, scalars = self.objective(batch.to(self.device))
@@ -197,7 +197,7 @@ class Trainer:
 
     def _validation(self, epoch: int) -> float:
         protocol = "filtered" if self.config.filter_history else "unfiltered"
-        return self.records[epoch]["valid"][protocol]["NDCG@10"]
+        return self.records[epoch - 1]["valid"][protocol]["NDCG@10"]
 
     def _save_last(self) -> None:
         write_text(self.run / LOG, "".join(json.dumps(record) + "\n" for record in self.records))

@@ -109,7 +109,7 @@ def curve_table(name: str) -> str:
             record["valid"][protocol]["NDCG@10"] for protocol in ("filtered", "unfiltered")
         )
         lines.append(
-            f"| {record['epoch'] + 1} | {record['loss']:.3f} | {filtered:.4f} | {unfiltered:.4f} |"
+            f"| {record['epoch']} | {record['loss']:.3f} | {filtered:.4f} | {unfiltered:.4f} |"
         )
     return "\n".join([*lines, "", f"Validation figures of `{name}`."])
 

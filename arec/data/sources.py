@@ -95,9 +95,9 @@ def load(
     source = _SOURCES.get(dataset)
     path = Path(dataset) if source is None else _locate(dataset, source, data_dir)
     if source is None and not path.exists():
-        raise DataError(
-            f"{dataset}: no such file, and no data set of that name; there are {', '.join(NAMES)}"
-        )
+        named = path.name == dataset  # no folder: it may be a misspelt name
+        hint = f", and no data set of that name; there are {', '.join(NAMES)}" if named else ""
+        raise DataError(f"{dataset}: no such file{hint}")
     log = read(path, columns)
     return prepare(dataset if source else path.name, log, k_core)
 

@@ -40,7 +40,7 @@ def make(name: str, ndcg: float | None = 0.1, **settings) -> Run:
     if ndcg is not None:
         figure = {protocol: {"NDCG@10": ndcg} for protocol in ("filtered", "unfiltered")}
         metrics = {"valid": figure, "test": figure}
-    return Run(name, config, [record(epoch, config) for epoch in range(EPOCHS)], metrics)
+    return Run(name, config, [record(epoch, config) for epoch in range(1, EPOCHS + 1)], metrics)
 
 
 def write(folder: Path, made: Run) -> Path:
@@ -141,16 +141,16 @@ def test_sorted_similarities_are_quantiles() -> None:
 def test_uniformity_has_the_paper_s_sign() -> None:
     axes = figures.uniformity([make("a"), make("b", quantile=0.5)]).axes[0]
     assert set(curves(axes)) == {"a", "b"}
-    assert curves(axes)["b"].tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert curves(axes)["b"].tolist() == [[1, 2], [2, 3], [3, 4]]
 
 
 def test_simthres_stands_beside_the_statistical_one() -> None:
     axes = figures.simthres([make("a")]).axes
     k, k_stat = curves(axes[0]).values()
-    assert k[:, 1] == pytest.approx([0.9, 0.8, 0.7])
+    assert k[:, 1] == pytest.approx([0.8, 0.7, 0.6])
     assert k_stat[:, 1] == pytest.approx([0.7] * 3)
     band = axes[0].collections[0].get_paths()[0].vertices[:, 1]
-    assert [band.min(), band.max()] == pytest.approx([0.65, 0.95])
+    assert [band.min(), band.max()] == pytest.approx([0.55, 0.85])
 
 
 def test_widths_are_densities() -> None:

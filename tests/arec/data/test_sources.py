@@ -175,6 +175,8 @@ def test_columns_are_for_own_files_that_have_some(dataset, column):
 def test_unknown_name():
     with pytest.raises(DataError, match="ml-20m: no such file, and no data set of that name"):
         load("ml-20m")
+    with pytest.raises(DataError, match="^folder/ml-20m.csv: no such file$"):
+        load("folder/ml-20m.csv")
 
 
 def test_built_in_data_by_seed():
