@@ -26,6 +26,12 @@ def over_seeds(count: int) -> str:
     return f"mean ± standard deviation over {count} seeds" if count > 1 else "one seed"
 
 
+def mean_and_deviation(figures: Sequence[float]) -> str:
+    """Of one seed the figure alone."""
+    deviation = f" ± {np.std(figures, ddof=1):.4f}" if len(figures) > 1 else ""
+    return f"{np.mean(figures):.4f}{deviation}"
+
+
 @dataclass(frozen=True)
 class Column:
     """A metric of the runs that train on some view pairs."""
@@ -114,7 +120,7 @@ def to_markdown(name: str, dataset: str, results: Results, settings: str) -> str
     rows = []
     for method in table.methods:
         figures = {column.label: _figures(results, method, column) for column in table.columns}
-        rows.append([_NAMES[method], "ours", *map(_mean, figures.values())])
+        rows.append([_NAMES[method], "ours", *map(mean_and_deviation, figures.values())])
         if paper:
             rows.append(["", "paper", *(f"{paper[method][label]:.4f}" for label in figures)])
     rows.append(["Improv.", "ours", *_percents(_improvement(_means(table, results)))])
@@ -143,7 +149,7 @@ def _elsewhere(
     body = []
     for method in table.methods:
         columns = (Column("", "us_x", ranking, "NDCG@10") for ranking in rankings)
-        ours = (_mean(_figures(results, method, column)) for column in columns)
+        ours = (mean_and_deviation(_figures(results, method, column)) for column in columns)
         body.append([f"{_NAMES[method]}, ours", *ours])
     for row in rows:
         figures = (f"{row['NDCG@10']:.4f}" if row["ranking"] == each else "" for each in rankings)
@@ -181,11 +187,6 @@ def _improvement(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]
 
 def _percents(figures: Mapping[str, float]) -> list[str]:
     return [f"{value:+.2f} %" for value in figures.values()]
-
-
-def _mean(figures: np.ndarray) -> str:
-    deviation = f" ± {figures.std(ddof=1):.4f}" if len(figures) > 1 else ""
-    return f"{figures.mean():.4f}{deviation}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,7 +6,8 @@
 
 Their sections between ``<!-- results:NAME -->`` marks hold nothing typed by hand. NAME is that of a
 Markdown file in bench/results/, "curve-" and the name of a published run, "simthres", or part of the
-names of published runs.
+names of published runs, of which "recipes-" before it leaves those that are recipes. A folder whose
+name ends in -seed-N is another seed of the run without that.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from arec.tables import mean_and_deviation, published
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-PUBLISHED = ROOT / "arec" / "published.json"
+RECIPES = ROOT / "arec" / "recipes"
 
 
 def machine() -> str:
@@ -57,10 +62,10 @@ def publish(run: Path) -> None:
 
 def published_rows(dataset: str) -> list[dict]:
     """NDCG@10 in the literature: what, in which ranking."""
-    published = json.loads(PUBLISHED.read_text())
-    if dataset not in published["table1"]:
+    others = published()
+    if dataset not in others["table1"]:
         return []
-    paper = published["table1"][dataset]
+    paper = others["table1"][dataset]
     rows = [
         {
             "what": f"{name}, Table 1 (Jeon et al., 2023)",
@@ -69,34 +74,55 @@ def published_rows(dataset: str) -> list[dict]:
         }
         for name in ("AdaptiveRec", "DuoRec")
     ]
-    return rows + published["elsewhere"][dataset]
+    return rows + others["elsewhere"][dataset]
 
 
-def ranking_table(part: str) -> str:
-    """Test figures of the published runs with that part in their names.
+def by_name(part: str) -> dict[str, list[dict]]:
+    """Published runs with that part in their names, the seeds of one under one name."""
+    runs = {}
+    for path in sorted(RESULTS.glob(f"*-{part}*.json")):
+        name = re.sub(r"-seed-\d+$", "", path.stem)
+        runs.setdefault(name, []).append(json.loads(path.read_text()))
+    return runs
+
+
+def ranking_table(part: str, *, recipes: bool = False) -> str:
+    """Test figures of the published runs with that part in their names, or of recipes among them.
 
     Where it is a data set's name, with the literature's NDCG@10.
     """
-    names = ("NDCG@10", "MRR@10", "Recall@10")
-    lines = [
-        f"| {part}, test | ranking | " + " | ".join(names) + " | epochs | minutes |",
-        "|---|---|" + "---|" * (len(names) + 2),
+    columns = [
+        (metric, ranking)
+        for metric in ("NDCG@10", "Recall@10")
+        for ranking in ("filtered", "unfiltered")
     ]
-    notes = set()
-    for path in sorted(RESULTS.glob(f"*-{part}*.json")):
-        result = json.loads(path.read_text())
-        threads = result["threads"]
-        notes.add(f"{result['machine']}, {threads} thread{'s' * (threads > 1)} a run")
-        for protocol in ("filtered", "unfiltered"):
-            figures = result["test"][protocol]
-            cells = " | ".join(f"{figures[name]:.4f}" for name in names)
-            lines.append(
-                f"| `{path.stem}` | {protocol} | {cells} | {result['epochs']} "
-                f"| {result['minutes']:.0f} |"
-            )
+    head = [f"{part}, test", *map(" ".join, columns), "seeds", "epochs", "minutes"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    notes, several = set(), False
+    for name, runs in by_name(part).items():
+        if recipes and not (RECIPES / f"{name}.toml").exists():
+            continue
+        notes |= {
+            f"{run['machine']}, {run['threads']} thread{'s' * (run['threads'] > 1)} a run"
+            for run in runs
+        }
+        several |= len(runs) > 1
+        cells = [
+            mean_and_deviation([run["test"][ranking][metric] for run in runs])
+            for metric, ranking in columns
+        ]
+        cells += [str(len(runs))]
+        cells += [f"{np.mean([run[key] for run in runs]):.0f}" for key in ("epochs", "minutes")]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
     for row in published_rows(part):
-        lines.append(f"| {row['what']} | {row['ranking']} | {row['NDCG@10']:.4f} | | | | |")
+        cells = [
+            f"{row['NDCG@10']:.4f}" if column == ("NDCG@10", row["ranking"]) else ""
+            for column in columns
+        ]
+        lines.append(f"| {row['what']} | {' | '.join(cells)} | | | |")
     lines += ["", f"Measured on {'; '.join(sorted(notes))}; the full records are in `bench/results/`."]
+    if several:
+        lines.append("Of several seeds mean ± standard deviation; epochs and minutes are one run's.")
     return "\n".join(lines)
 
 
@@ -115,19 +141,21 @@ def curve_table(name: str) -> str:
 
 
 def simthres_table() -> str:
-    """What k learned in the published runs that learn it."""
+    """What k learned in the published runs that learn it; of several seeds the mean."""
     lines = [
         "| run | gradient to k | k | its spread over rows | spread of the rows' quantiles | correlation |",
         "|---|---|---|---|---|---|",
     ]
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text())
-        if k := result.get("simthres"):
-            width = result["config"]["threshold_grad"]
-            correlation = "none" if k["correlation"] is None else f"{k['correlation']:.2f}"
+    for name, runs in by_name("").items():
+        if "simthres" in runs[0]:
+            width = runs[0]["config"]["threshold_grad"]
+            mean, std, quantile_std, correlation = (
+                np.mean([run["simthres"][key] for run in runs])
+                for key in ("mean", "std", "quantile_std", "correlation")
+            )
             lines.append(
-                f"| `{path.stem}` | {'none' if width is None else f'h = {width}'} | {k['mean']:.3f} "
-                f"| {k['std']:.4f} | {k['quantile_std']:.4f} | {correlation} |"
+                f"| `{name}` | {'none' if width is None else f'h = {width}'} | {mean:.3f} "
+                f"| {std:.4f} | {quantile_std:.4f} | {correlation:.2f} |"
             )
     return "\n".join(lines)
 
@@ -144,7 +172,8 @@ def render(page: Path) -> str:
         elif match[1] == "simthres":
             body = simthres_table()
         else:
-            body = ranking_table(match[1])
+            part = match[1].removeprefix("recipes-")
+            body = ranking_table(part, recipes=part != match[1])
         if page.parent != ROOT:
             body = body.replace("](bench/", "](../bench/")
         return f"<!-- results:{match[1]} -->\n{body}\n<!-- /results:{match[1]} -->"

@@ -21,7 +21,7 @@ from arec.config import Config
 from arec.data.formats import read
 from arec.data.prepare import tied_share
 from arec.reproduce import is_finished
-from arec.tables import over_seeds
+from arec.tables import mean_and_deviation, over_seeds
 from arec.train import train
 
 RUNS = Path("runs") / "ties"
@@ -84,11 +84,7 @@ def table(results: dict[str, dict]) -> str:
     notes = []
     for file, result in results.items():
         for order, runs in result["orders"].items():
-            cells = [np.array([run[key] for run in runs]) for key in runs[0]]
-            cells = [
-                f"{cell.mean():.4f}" + (f" ± {cell.std(ddof=1):.4f}" if len(runs) > 1 else "")
-                for cell in cells
-            ]
+            cells = [mean_and_deviation([run[key] for run in runs]) for key in runs[0]]
             lines.append(f"| {file} | {order} | {' | '.join(cells)} |")
         share = result["shares"]
         notes.append(
