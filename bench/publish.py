@@ -31,11 +31,17 @@ RECIPES = ROOT / "arec" / "recipes"
 
 
 def machine() -> str:
-    """Processor model and number of cores that this process may use."""
+    """Processor model and number of cores that this process may use.
+
+    Processors of one name ("AMD EPYC") can be generations apart: x86 has numbers that tell them.
+    """
     cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*:\s*(.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    model = named[1] if named else platform.processor() or platform.machine()
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    fields = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
 def commit() -> str:

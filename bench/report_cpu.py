@@ -43,9 +43,9 @@ def run() -> list[dict]:
 
 
 def processor() -> str:
-    """The first two words of the model's name, fit for a file's: "intel-xeon"."""
-    words = re.findall("[a-z]+", re.sub(r"\((r|tm)\)", "", machine().lower()))
-    return "-".join(words[:2])
+    """The first two words of the model's name and its numbers, fit for a file's: "amd-epyc-25-17"."""
+    name, _, rest = re.sub(r"\((r|tm)\)", "", machine().lower()).partition(" (family ")
+    return "-".join(re.findall("[a-z]+", name)[:2] + re.findall(r"\d+", rest.partition(")")[0]))
 
 
 def megabytes(row: dict) -> str:
