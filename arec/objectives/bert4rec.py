@@ -15,13 +15,14 @@ from arec.objectives.softmax import full_softmax_loss
 
 class BERT4Rec(Objective):
     """Scores are ``GELU(h W + b) Eᵀ + c`` (Sec. 3.5): between a state h and the item embeddings E a
-    layer that the other methods do not have, and a bias for each item."""
+    layer that the other methods do not have, and a bias for each item. The layer's output is
+    normalised, as in the authors' program."""
 
     def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__(encoder, config)
-        table = encoder.item_table
-        self.output = nn.Sequential(nn.Linear(table.shape[1], table.shape[1]), nn.GELU())
-        self.item_biases = nn.Parameter(torch.zeros(len(table)))
+        items, width = encoder.item_table.shape
+        self.output = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.item_biases = nn.Parameter(torch.zeros(items))
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden, targets = masked_states(self.encoder, batch, self.config)
