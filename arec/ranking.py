@@ -24,6 +24,7 @@ Candidates = Mapping[str, np.ndarray]
 
 CUTOFFS = (5, 10, 20, 50)
 SAMPLED = 100
+_TRIES = 2 * SAMPLED
 
 
 def target_ranks(
@@ -82,22 +83,54 @@ def draw_candidates(
     """
     rng = np.random.default_rng(seed)
     targets, lengths = split.targets(stage), split.history_lengths(stage)
-    counts = split.train_counts().astype(np.float32)
-    with np.errstate(divide="ignore"):  # an item that never occurs is never drawn
-        weights = {"popular": np.log(counts), "random": np.zeros_like(counts)}
+    popular = split.train_counts().astype(np.int64)
+    uniform = np.ones_like(popular)
+    uniform[0] = 0  # padding
     drawn = {}
-    for name, log_weight in weights.items():
+    for name, weights in {"popular": popular, "random": uniform}.items():
         drawn[f"{name}-{SAMPLED}"] = rows_drawn = np.zeros((len(targets), SAMPLED), np.int32)
         for rows in _slices(len(targets), batch_size):
-            # The largest of log w + Gumbel noise are a draw without replacement.
-            size = (len(targets[rows]), len(counts))
-            # A float32 draw may round to 0, whose key would be infinite even for a weight of 0.
-            noise = np.maximum(rng.standard_exponential(size, dtype=np.float32), 1e-30)
-            keys = torch.from_numpy(log_weight - np.log(noise))
             history = _histories(split, split.eval_users[rows], lengths[rows])
             known = np.column_stack([history, targets[rows]])
-            items = top_items(keys, SAMPLED, torch.from_numpy(known.astype(np.int64))).numpy()
-            rows_drawn[rows, : items.shape[1]] = items
+            rows_drawn[rows] = _draw(rng, weights, known)
+    return drawn
+
+
+def _draw(
+    rng: np.random.Generator,
+    weights: np.ndarray,  # (V + 1,) int64, of which the first is 0
+    known: np.ndarray,  # (B, H) int64, never drawn; filled up with 0
+) -> np.ndarray:  # (B, SAMPLED) int64, filled up with 0
+    """Items in proportion to their weights, one after the other, without replacement.
+
+    Draws with replacement that leave out what has been drawn are that, and cost nothing for the items
+    that are not drawn, of which there may be millions. Only where they do not suffice, all items that
+    are left are put in order.
+    """
+    cumulative = weights.cumsum()
+    tries = rng.integers(cumulative[-1], size=(len(known), _TRIES))
+    tries = np.searchsorted(cumulative, tries, side="right")
+    row = np.arange(len(known))[:, None] * len(weights)
+    new = np.zeros(tries.size, bool)
+    new[np.unique(row + tries, return_index=True)[1]] = True
+    new = (new & ~np.isin(row + tries, row + known).ravel()).reshape(tries.shape)
+    place = new.cumsum(axis=1) - 1
+    new &= place < SAMPLED
+    drawn = np.zeros((len(known), SAMPLED), np.int64)
+    drawn[new.nonzero()[0], place[new]] = tries[new]
+
+    few = np.flatnonzero(drawn[:, -1] == 0)
+    if len(few):
+        # The largest of log w + Gumbel noise are a draw without replacement. A float32 draw may round
+        # to 0, whose key would be infinite even for a weight of 0.
+        noise = rng.standard_exponential((len(few), len(weights)), dtype=np.float32)
+        with np.errstate(divide="ignore"):
+            keys = np.log(weights.astype(np.float32)) - np.log(np.maximum(noise, 1e-30))
+        left_out = torch.from_numpy(np.column_stack([known, drawn])[few])
+        more = top_items(torch.from_numpy(keys), SAMPLED, left_out).numpy()
+        for one, items in zip(few, more):
+            count = np.count_nonzero(drawn[one])
+            drawn[one, count : count + len(items)] = items[: SAMPLED - count]
     return drawn
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arec import ranking
 from arec.data import builtin
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
@@ -160,6 +162,22 @@ def test_candidates_are_drawn_by_popularity_or_uniformly():
     first = {name: sampled[:, 0] <= 200 for name, sampled in drawn.items()}
     assert first["popular-100"].mean() == pytest.approx(0.25, abs=0.04)
     assert half["popular-100"] < 0.4
+
+
+@pytest.mark.parametrize("tries", [3, 4, 40])
+def test_candidates_are_drawn_one_after_the_other(monkeypatch, tries):
+    monkeypatch.setattr(ranking, "SAMPLED", 3)
+    monkeypatch.setattr(ranking, "_TRIES", tries)
+    weights = np.array([0, 1, 0, 5, 2, 8, 3])
+    known = np.tile([4, 0], (50_000, 1))
+    drawn = ranking._draw(np.random.default_rng(0), weights, known)
+    for order in itertools.permutations([1, 3, 5, 6], 3):
+        left, expected = 1 + 5 + 8 + 3, 1.0
+        for item in order:
+            expected *= weights[item] / left
+            left -= weights[item]
+        share = (drawn == order).all(axis=1).mean()
+        assert share == pytest.approx(expected, abs=4 * (expected / len(drawn)) ** 0.5)
 
 
 def test_sampled_protocols_stand_beside_the_whole_ranking(split):
