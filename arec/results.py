@@ -79,7 +79,7 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
         followed = "none" if k["correlation"] is None else f"{k['correlation']:.2f}"
         lines += [
             "",
-            f"SimThres: {k['mean']:.4f} ± {k['std']:.4f} over rows; a row's own quantile of similarities: "
-            f"± {k['quantile_std']:.4f}; correlation of the two: {followed}",
+            f"SimThres: {k['mean']:.4f} ± {k['std']:.4f} over rows",
+            f"a row's own quantile of similarities: ± {k['quantile_std']:.4f}; correlation: {followed}",
         ]
     return "\n".join(lines)

@@ -11,7 +11,6 @@ import requests
 
 from arec.errors import DataError
 
-
 _BY_HAND = "get the file elsewhere and name its folder with --data-dir"
 
 

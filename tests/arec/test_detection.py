@@ -10,7 +10,6 @@ from arec.detection import false_negative_detection, simthres_spread
 from arec.models import Encoder
 from arec.objectives import AdaptiveRec
 
-
 SIZE, LENGTH = 10, 4
 
 
