@@ -97,7 +97,7 @@ def test_a_broken_model_is_the_loss_s_to_report(split, tmp_path, similarity) -> 
     subject = trainer(split, tmp_path, method="duorec", similarity=similarity)
     with torch.no_grad():
         subject.objective.encoder.items.weight.fill_(torch.nan)
-    with pytest.raises(RunError, match="epoch 0: the training loss is nan"):
+    with pytest.raises(RunError, match="epoch 1: the training loss is nan"):
         subject.fit()
 
 
