@@ -89,16 +89,17 @@ def draw_candidates(
     drawn = {}
     for name, weights in {"popular": popular, "random": uniform}.items():
         drawn[f"{name}-{SAMPLED}"] = rows_drawn = np.zeros((len(targets), SAMPLED), np.int32)
+        cumulative = weights.cumsum()
         for rows in _slices(len(targets), batch_size):
             history = _histories(split, split.eval_users[rows], lengths[rows])
             known = np.column_stack([history, targets[rows]])
-            rows_drawn[rows] = _draw(rng, weights, known)
+            rows_drawn[rows] = _draw(rng, cumulative, known)
     return drawn
 
 
 def _draw(
     rng: np.random.Generator,
-    weights: np.ndarray,  # (V + 1,) int64, of which the first is 0
+    cumulative: np.ndarray,  # (V + 1,) int64, sums of the items' weights, of which the first is 0
     known: np.ndarray,  # (B, H) int64, never drawn; filled up with 0
 ) -> np.ndarray:  # (B, SAMPLED) int64, filled up with 0
     """Items in proportion to their weights, one after the other, without replacement.
@@ -107,13 +108,13 @@ def _draw(
     that are not drawn, of which there may be millions. Only where they do not suffice, all items that
     are left are put in order.
     """
-    cumulative = weights.cumsum()
     tries = rng.integers(cumulative[-1], size=(len(known), _TRIES))
     tries = np.searchsorted(cumulative, tries, side="right")
-    row = np.arange(len(known))[:, None] * len(weights)
-    new = np.zeros(tries.size, bool)
-    new[np.unique(row + tries, return_index=True)[1]] = True
-    new = (new & ~np.isin(row + tries, row + known).ravel()).reshape(tries.shape)
+    row = np.arange(len(known))[:, None] * len(cumulative)
+    pairs = row + tries  # of a row and an item
+    new = np.zeros(tries.shape, bool)
+    new.flat[np.unique(pairs, return_index=True)[1]] = True
+    new &= ~np.isin(pairs, row + known)
     place = new.cumsum(axis=1) - 1
     new &= place < SAMPLED
     drawn = np.zeros((len(known), SAMPLED), np.int64)
@@ -123,9 +124,10 @@ def _draw(
     if len(few):
         # The largest of log w + Gumbel noise are a draw without replacement. A float32 draw may round
         # to 0, whose key would be infinite even for a weight of 0.
+        weights = np.diff(cumulative, prepend=0).astype(np.float32)
         noise = rng.standard_exponential((len(few), len(weights)), dtype=np.float32)
         with np.errstate(divide="ignore"):
-            keys = np.log(weights.astype(np.float32)) - np.log(np.maximum(noise, 1e-30))
+            keys = np.log(weights) - np.log(np.maximum(noise, 1e-30))
         left_out = torch.from_numpy(np.column_stack([known, drawn])[few])
         more = top_items(torch.from_numpy(keys), SAMPLED, left_out).numpy()
         for one, items in zip(few, more):

@@ -16,7 +16,7 @@ from publish import RESULTS, commit, machine
 from arec.checkpoint import METRICS
 from arec.config import Config
 from arec.reproduce import is_finished
-from arec.tables import over_seeds
+from arec.tables import mean_and_deviation, over_seeds
 from arec.train import train
 
 RUNS = Path("runs") / "ablation"
@@ -66,8 +66,7 @@ def table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
         cells = []
         for column in columns:
             values = np.array(figures.get(column, []), dtype=float)  # None becomes NaN
-            deviation = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-            cells.append(f"{values.mean():.3f}{deviation}" if len(values) else "")
+            cells.append(mean_and_deviation(values, 3) if len(values) else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", f"{over_seeds(seeds).capitalize()}, default settings otherwise."]
     return "\n".join(lines)

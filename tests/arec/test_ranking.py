@@ -170,7 +170,7 @@ def test_candidates_are_drawn_one_after_the_other(monkeypatch, tries):
     monkeypatch.setattr(ranking, "_TRIES", tries)
     weights = np.array([0, 1, 0, 5, 2, 8, 3])
     known = np.tile([4, 0], (50_000, 1))
-    drawn = ranking._draw(np.random.default_rng(0), weights, known)
+    drawn = ranking._draw(np.random.default_rng(0), weights.cumsum(), known)
     for order in itertools.permutations([1, 3, 5, 6], 3):
         left, expected = 1 + 5 + 8 + 3, 1.0
         for item in order:
