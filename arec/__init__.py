@@ -1,7 +1,8 @@
 """Sequential recommendation with adaptive contrastive learning (AdaptiveRec) and its baselines.
 
-The programs are `python -m arec.train`, `arec.evaluate`, `arec.recommend` and `arec.report`; data
-flows `arec.data` -> `arec.models` -> `arec.objectives` -> `arec.trainer` -> `arec.ranking`.
+The programs are `python -m arec.train`, `arec.evaluate`, `arec.recommend`, `arec.report` and
+`arec.reproduce`; data flows `arec.data` -> `arec.models` -> `arec.objectives` -> `arec.trainer` ->
+`arec.ranking`.
 """
 
 import sys

@@ -15,6 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from arec.config import PLACES, Config
 
@@ -109,7 +110,7 @@ def _legend(figure: Figure, handles: Sequence[Any] | None = None) -> None:
 def _epoch_colours(figure: Figure, runs: Sequence[Run]) -> ScalarMappable:
     last = max(record["epoch"] for run in runs for record in run.log)
     colours = ScalarMappable(Normalize(1, max(last, 2)), _EPOCHS)
-    figure.colorbar(colours, ax=figure.axes, label="epoch")
+    figure.colorbar(colours, ax=figure.axes, label="epoch", ticks=MaxNLocator(integer=True))
     return colours
 
 

@@ -100,17 +100,19 @@ def _fit_and_rank(trainer: Trainer) -> str:
     config, split, folder = trainer.config, trainer.split, trainer.run
     sequences = split.sequences
     log.info(
-        "%s: %d users, %d items, %d interactions; %d users with fewer than 3 items train only",
+        "%s: %d users, %d items, %d interactions",
         sequences.name,
         sequences.num_users,
         sequences.num_items,
         sequences.num_interactions,
-        split.num_train_only,
     )
+    if split.num_train_only:
+        log.info("%d users have fewer than 3 items: trained on, not ranked", split.num_train_only)
     if sequences.tied > 0.01:
         log.info(
-            "%.0f%% of the interactions have the time of the user's one before and stand in the order of "
-            "the file; where that is the same for all users, a model learns it",
+            "%.0f%% of the interactions have the same time as the one before of the same user, and "
+            "keep the order of the file; if the file sorts them alike for all users, for example by "
+            "item, a model learns that order, and ranks too well",
             100 * sequences.tied,
         )
     log.info(
@@ -123,8 +125,9 @@ def _fit_and_rank(trainer: Trainer) -> str:
     records = trainer.fit()
     if config.positives and max(r.get("positives_per_row", 1) for r in records) < 0.01:
         log.warning(
-            "SimThres stayed above the similarities, so no pair became a positive; more steps "
-            "(epochs, a smaller batch_size) bring it down, and simthres = row needs none"
+            "SimThres stayed above the similarities, so no pair became a positive and the loss was "
+            "DuoRec's; train more steps (--epochs, a smaller --batch-size), or take --simthres row, "
+            "which needs none"
         )
     _, _, objective = load_run(folder)
     candidates = sampled_candidates(folder, split, config.seed)

@@ -252,8 +252,8 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
         found = textwrap.shorten(", ".join(header), 200, placeholder=" …") or "none"
         raise DataError(
             f"{where}: expected the columns {', '.join(sorted(_named(columns)))}; found {found}. "
-            "In CSV (commas), TSV and Parquet --user-column, --item-column and --time-column say "
-            "which ones to read; --time-column '' takes the rows of a user in file order"
+            "The first line of CSV (commas) and TSV names them; --user-column, --item-column and "
+            "--time-column say which to read; --time-column '' takes the rows of a user in file order"
         )
     for name in sorted(_named(columns)):
         if header.count(name) > 1:
