@@ -171,6 +171,19 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
     return candidates
 
 
+def check_data(path: Path, state: dict[str, Any], config: Config, sequences: Sequences) -> None:
+    """That a checkpoint is used with the data it was trained on.
+
+    Raises:
+        RunError: the data are others.
+    """
+    if state["data"] != fingerprint(sequences):
+        raise RunError(
+            f"{path}: trained on other data than {config.dataset} now gives; train a new run, "
+            f"or name the file as it was in {path.parent / CONFIG}"
+        )
+
+
 def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     """Configuration, data and the chosen model of a finished run.
 
@@ -184,10 +197,6 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     split = load_data(config)
     objective = build_objective(config, split.sequences.num_items)
     with fitting(run / BEST):
-        if state["data"] != fingerprint(split.sequences):
-            raise RunError(
-                f"{run / BEST}: trained on other data than {config.dataset} now gives; train a new run, "
-                f"or name the file as it was in {run / CONFIG}"
-            )
+        check_data(run / BEST, state, config, split.sequences)
         objective.load_state_dict(state["objective"])
     return config, split, objective.eval()

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from arec.config import PLACES, Config
 
@@ -110,12 +110,12 @@ def _legend(figure: Figure, handles: Sequence[Any] | None = None) -> None:
 def _epoch_colours(figure: Figure, runs: Sequence[Run]) -> ScalarMappable:
     last = max(record["epoch"] for run in runs for record in run.log)
     colours = ScalarMappable(Normalize(1, max(last, 2)), _EPOCHS)
-    figure.colorbar(colours, ax=figure.axes, label="epoch", ticks=MaxNLocator(integer=True))
+    _whole_epochs(figure.colorbar(colours, ax=figure.axes, label="epoch").ax.yaxis)
     return colours
 
 
-def _whole_epochs(axes: Axes) -> None:
-    axes.xaxis.get_major_locator().set_params(integer=True)
+def _whole_epochs(axis: Axis) -> None:
+    axis.get_major_locator().set_params(integer=True)
 
 
 def similarity(runs: Sequence[Run]) -> Figure:
@@ -142,7 +142,7 @@ def uniformity(runs: Sequence[Run]) -> Figure:
     for run in runs:
         epochs, values = run.curve("uniformity")
         axes.plot(epochs, np.negative(values), marker=".", label=run.name)
-    _whole_epochs(axes)
+    _whole_epochs(axes.xaxis)
     _legend(figure)
     return figure
 
@@ -180,7 +180,7 @@ def simthres(runs: Sequence[Run]) -> Figure:
             epochs, mean - spread, mean + spread, alpha=0.3, label="± its deviation over rows"
         )
         axes.plot(*run.curve("k_stat"), ".--", label="statistical k̄, the quantile of the epoch")
-        _whole_epochs(axes)
+        _whole_epochs(axes.xaxis)
     _legend(figure)
     return figure
 
@@ -207,7 +207,7 @@ def collapse(runs: Sequence[Run]) -> Figure:
         style, what = ("--", " (without)") if _unregularised(run) else ("-", "")
         axes.plot(*run.curve("k_mean"), style, marker=".", label=run.name + what)
     axes.set_ylim(-1.1, 1.1)
-    _whole_epochs(axes)
+    _whole_epochs(axes.xaxis)
     _legend(figure)
     return figure
 
@@ -288,7 +288,7 @@ def false_negatives(runs: Sequence[Run]) -> Figure:
         for key, (label, style) in parts.items():
             axes.plot(epochs, [each[key] for each in found], style, marker=".", label=label)
         axes.set_ylim(0, 1)
-        _whole_epochs(axes)
+        _whole_epochs(axes.xaxis)
     _legend(figure)
     return figure
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from arec.alignment import view_alignment
 from arec.checkpoint import (
     BEST,
-    CONFIG,
     LAST,
     LOG,
     RunError,
+    check_data,
     fingerprint,
     fitting,
     load_state,
@@ -217,11 +217,7 @@ class Trainer:
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
-        if state["data"] != fingerprint(self.split.sequences):
-            raise RunError(
-                f"{self.run / LAST}: the data have changed since; train a new run, or write where "
-                f"the old ones are as dataset in {self.run / CONFIG}"
-            )
+        check_data(self.run / LAST, state, self.config, self.split.sequences)
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])

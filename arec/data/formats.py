@@ -249,11 +249,12 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
             f"got {names}"
         )
     if not _named(columns) <= set(header):
-        found = textwrap.shorten(", ".join(header), 200, placeholder=" …") or "none"
+        found = textwrap.shorten(", ".join(header), 160, placeholder=" …") or "none"
         raise DataError(
             f"{where}: expected the columns {', '.join(sorted(_named(columns)))}; found {found}. "
-            "The first line of CSV (commas) and TSV names them; --user-column, --item-column and "
-            "--time-column say which to read; --time-column '' takes the rows of a user in file order"
+            "Text files need a header line. "
+            "In CSV (commas), TSV and Parquet --user-column, --item-column and --time-column say "
+            "which ones to read; --time-column '' takes the rows of a user in file order"
         )
     for name in sorted(_named(columns)):
         if header.count(name) > 1:

@@ -298,6 +298,18 @@ def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys
         assert message in capsys.readouterr().err
 
 
+def test_a_run_does_not_go_on_with_other_data(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    (folder / "metrics.json").unlink()  # as a run cut off before the ranking
+    with gzip.open(log_file, "at") as file:
+        print("user90 film1 film2 film3 film4 film5", file=file)
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--resume", folder)
+    assert exit.value.code == 2
+    assert f"{folder / 'last.pt'}: trained on other data than {log_file}" in capsys.readouterr().err
+
+
 def test_runs_as_a_module(tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "arec.train", "--epochs", "0"],
