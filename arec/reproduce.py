@@ -30,6 +30,7 @@ from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown
 from arec.train import train
 
 FIGURES_OF = "figures"
+PAPER = TABLES["table1"].datasets
 VIEWS = "us_x"  # of the paper's figures and of its Table 1
 
 # Where a run stands, and its settings.
@@ -45,15 +46,18 @@ class Plan:
     dataset: str
     given: Mapping[str, Any]  # from the command line; the settings of a recipe give way to them
     runs_dir: Path
+    quick: bool = False
 
     @property
     def name(self) -> str:
         return Path(self.dataset).name
 
     def recipe(self, method: str) -> str | None:
-        """The faithful one, whose settings are the same for every data set; the built-in data take
-        the default settings."""
-        return None if self.dataset == "builtin" else f"{method}-ml-1m-published"
+        """The faithful one, whose settings are the same for every data set, or the quick one of the
+        data set; the built-in data take the default settings."""
+        if self.dataset == "builtin":
+            return None
+        return f"{method}-{self.name}" if self.quick else f"{method}-ml-1m-published"
 
     def run(self, method: str, views: str, seed: int, **changes: Any) -> Planned:
         """The run of a method on view pairs, with ``changes`` to its recipe."""
@@ -100,20 +104,30 @@ def is_finished(folder: Path, config: Config) -> bool:
     return (folder / METRICS).is_file()
 
 
-def train_missing(runs: Iterable[Planned]) -> None:
-    """One seed after the other."""
+def find_missing(runs: Iterable[Planned]) -> list[Planned]:
+    """The runs to train, one seed after the other.
+
+    Raises:
+        RunError: a folder holds a run of other settings.
+        DataError: a data set that they need cannot be had; said here and not in a day.
+    """
     ordered = sorted(dict(runs).items(), key=lambda run: run[1].seed)
     missing = [(folder, config) for folder, config in ordered if not is_finished(folder, config)]
     for config in {config.dataset: config for _, config in missing}.values():
-        load_data(config)  # that one cannot be had should be said now, not in a day
+        load_data(config)
+    return missing
+
+
+def train_all(missing: Sequence[Planned]) -> None:
     for number, (folder, config) in enumerate(missing, start=1):
         print(f"run {number} of {len(missing)}: {folder}", file=sys.stderr)
         train(config, folder)
 
 
-def describe(plan: Plan, methods: Iterable[str]) -> str:
-    """How the runs of methods are set."""
+def describe(plan: Plan, runs: Mapping[Any, Sequence[Planned]]) -> str:
+    """How the runs are set."""
     changes = [f"{name} = {value}" for name, value in plan.given.items() if name != "data_dir"]
+    methods = dict.fromkeys(config.method for planned in runs.values() for _, config in planned)
     recipes = [f"`{name}`" for name in map(plan.recipe, methods) if name]
     settings = f"recipes {', '.join(recipes)}" if recipes else "default settings"
     return f"{settings}, but {', '.join(changes)}" if changes else settings
@@ -124,7 +138,7 @@ def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) 
         key: [json.loads((folder / METRICS).read_text(encoding="utf-8")) for folder, _ in runs]
         for key, runs in needed.items()
     }
-    ours = f"Ours: {over_seeds(len(seeds))}, {describe(plan, TABLES[name].methods)}."
+    ours = f"Ours: {over_seeds(len(seeds))}, {describe(plan, needed)}."
     text = to_markdown(name, plan.name, results, ours)
     write_text(plan.runs_dir / f"{name}-{plan.name}.md", text)
     write_text(plan.runs_dir / f"{name}-{plan.name}.csv", to_csv(name, plan.name, results))
@@ -134,11 +148,10 @@ def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) 
 def draw_figures(plan: Plan, seeds: Sequence[int], needed: FigureRuns) -> None:
     """The figures, and a page that shows them and says how their runs were set."""
     folder = plan.runs_dir / f"{FIGURES_OF}-{plan.name}"
-    methods = dict.fromkeys(config.method for runs in needed.values() for _, config in runs)
     page = [
         f"# Figures, {plan.name}",
         "",
-        f"Runs with {describe(plan, methods)}; one seed, in the sweep of the quantile {len(seeds)}.",
+        f"Runs with {describe(plan, needed)}; one seed, in the sweep of the quantile {len(seeds)}.",
     ]
     for file, runs in needed.items():
         shown = FIGURES[file].select([read_run(run, run.name) for run, _ in runs])
@@ -167,6 +180,11 @@ def main() -> None:
         "--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
         help="where the run folders, tables and figures are",
     )  # fmt: skip
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="on ml-1m and beauty the recipes METHOD-DATASET instead of the settings of the "
+        "published programs: some ten minutes to an hour and a half a run on one core",
+    )  # fmt: skip
     add_settings(parser, listed=False)
     arguments = parser.parse_args()
     given = given_settings(arguments)
@@ -179,12 +197,17 @@ def main() -> None:
     datasets = table.datasets if table else ("builtin",)
     if "dataset" in given:
         datasets = (given.pop("dataset"),)
+    if arguments.quick and not {*datasets} <= {"builtin", *PAPER}:
+        parser.error(f"--quick: has recipes for {' and '.join(PAPER)} only, got {datasets[0]}")
     first = Config.from_settings({"seed": given.pop("seed", 0)}).seed
     seeds = range(first, first + arguments.seeds)
 
-    plans = [Plan(dataset, given, arguments.runs_dir) for dataset in datasets]
+    plans = [Plan(dataset, given, arguments.runs_dir, arguments.quick) for dataset in datasets]
     needed = [plan.table(table, seeds) if table else plan.figures(seeds) for plan in plans]
-    train_missing(run for runs in needed for each in runs.values() for run in each)
+    missing = find_missing(run for runs in needed for each in runs.values() for run in each)
+    for plan, runs in zip(plans, needed):
+        print(f"{plan.name}: {describe(plan, runs)}", file=sys.stderr)
+    train_all(missing)
     for plan, runs in zip(plans, needed):
         if table:
             write_table(plan, arguments.what, seeds, runs)

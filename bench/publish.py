@@ -5,9 +5,9 @@
     python bench/publish.py                 only render the pages' result sections again
 
 Their sections between ``<!-- results:NAME -->`` marks hold nothing typed by hand. NAME is that of a
-Markdown file in bench/results/, "curve-" and the name of a published run, "simthres", or part of the
-names of published runs, of which "recipes-" before it leaves those that are recipes. A folder whose
-name ends in -seed-N is another seed of the run without that.
+Markdown file in bench/results/, "curve-" and the name of a published run, "simthres", a table of the
+paper and a data set, or part of the names of published runs, of which "recipes-" before it leaves
+those that are recipes. A folder whose name ends in -seed-N is another seed of the run without that.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from arec.tables import mean_and_deviation, published
+from arec.config import Config
+from arec.tables import TABLES, mean_and_deviation, published, to_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -166,6 +167,21 @@ def simthres_table() -> str:
     return "\n".join(lines)
 
 
+def paper_table(name: str, dataset: str) -> str:
+    """A table of the paper from the published runs of recipes, which may be on other view pairs."""
+    runs = [json.loads(path.read_text()) for path in RESULTS.glob(f"*-{dataset}*.json")]
+    configs = [Config.model_validate({**run["config"], "seed": 0}) for run in runs]
+    results, recipes = {}, {}
+    for method, views in TABLES[name].runs():
+        recipe = f"{method}-{dataset}"
+        wanted = Config.from_settings({"views": views}, recipe)
+        results[method, views] = [run for run, config in zip(runs, configs) if config == wanted]
+        recipes.setdefault(recipe, []).append(str(len(results[method, views])))
+    seeds = ", ".join(f"`{recipe}` {'/'.join(of)}" for recipe, of in recipes.items())
+    text = to_markdown(name, dataset, results, f"Ours: recipes on the table's view pairs, seeds of each: {seeds}.")
+    return "\n\n".join(text.split("\n\n")[1:3])  # the page has the heading and the literature
+
+
 def render(page: Path) -> str:
     """A page with its result sections made anew from ``bench/results/``."""
 
@@ -177,6 +193,8 @@ def render(page: Path) -> str:
             body = curve_table(match[1].removeprefix("curve-"))
         elif match[1] == "simthres":
             body = simthres_table()
+        elif match[1].startswith(tuple(TABLES)):
+            body = paper_table(*match[1].split("-", 1))
         else:
             part = match[1].removeprefix("recipes-")
             body = ranking_table(part, recipes=part != match[1])

@@ -31,7 +31,7 @@ def test_options_and_recipes_exist() -> None:
     settings = set(parser._option_string_actions)
     own = {
         "arec.train": {"--config", "--run-dir", "--resume"},
-        "arec.reproduce": {"--seeds", "--runs-dir"},
+        "arec.reproduce": {"--seeds", "--runs-dir", "--quick"},
     }
     for line in "\n".join(blocks("sh")).splitlines():
         for known in (settings | own[program] for program in own if program in line):

@@ -125,11 +125,32 @@ def test_the_built_in_data_take_the_default_settings() -> None:
     assert config == Config(epochs=3, hidden_size=128, seed=1, views="us_x", quantile=0.9)
 
 
+@pytest.mark.parametrize("dataset", reproduce.PAPER)
+def test_quick_takes_the_recipes_of_the_data_set(dataset) -> None:
+    plan = reproduce.Plan(dataset, {"epochs": 3}, Path("runs"), quick=True)
+    for (method, views), runs in plan.table(tables.TABLES["table1"], [7]).items():
+        changes = {"epochs": 3, "seed": 7, "views": views}
+        assert runs[0][1] == Config.from_settings(changes, f"{method}-{dataset}")
+
+
+def test_says_how_the_runs_are_set_before_it_trains(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(reproduce, "train", lambda config, folder: sys.exit(3))
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY)
+    said = capsys.readouterr().err
+    assert said.startswith("walks.txt: recipes `cl4srec-ml-1m-published`, ")
+    assert "epochs = 1\nrun 1 of 3: " in said
+
+
 def test_help_shows_its_own_options(monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit):
         call(monkeypatch, "--help")
     text = capsys.readouterr().out
-    assert re.findall(r"^  (?:-h, )?(--\S+)", text, re.MULTILINE) == ["--help", "--seeds", "--runs-dir"]
+    assert re.findall(r"^  (?:-h, )?(--\S+)", text, re.MULTILINE) == [
+        "--help", "--seeds", "--runs-dir", "--quick"
+    ]  # fmt: skip
     assert "settings of arec.train (see its --help)" in " ".join(text.split())
 
 
@@ -141,6 +162,7 @@ def test_help_shows_its_own_options(monkeypatch, capsys) -> None:
         (["table1", "--views", "un"], "--views: the table or figure says which"),
         (["table1", "--epochs", "0"], "epochs: "),
         (["table1", "--dataset", "{tmp}/nothing.txt"], "nothing.txt: no such file"),
+        (["table1", "--quick", "--dataset", "my.csv"], "recipes for ml-1m and beauty only, got my.csv"),
         (["table1", "--data-dir", "{tmp}/nowhere"], "nowhere: no such folder"),
     ],
 )
