@@ -16,6 +16,18 @@ namespace {
 // a larger one.
 constexpr double kLargestShare = 40;
 
+// A contiguous tensor of at most two dimensions, without the dispatcher's way round, which is a
+// fifth of the forward pass where N is small.
+Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType type) {
+  const int64_t strides[] = {sizes.size() == 2 ? sizes.begin()[1] : 1, 1};
+  const int32_t dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle tensor;
+  STD_TORCH_CHECK(!aoti_torch_empty_strided(sizes.size(), sizes.begin(), strides, dtype,
+                                            aoti_torch_device_type_cpu(), -1, &tensor),
+                  "can't allocate memory for the result");
+  return Tensor(tensor);
+}
+
 int options_of(const Loss& loss) {
   return (loss.positives ? kPositives : 0) | (loss.negatives_only ? kNegativesOnly : 0) |
          (loss.own_shift ? kOwnShift : 0);
@@ -39,8 +51,8 @@ class Histogram {
   }
   int64_t fine_bins() const { return bins_ << shift_; }
   int64_t* of(int64_t worker) { return bins_ ? counts_.data() + worker * stride() : nullptr; }
-  Tensor total(const Tensor& like) const {
-    Tensor out = torch::stable::new_empty(like, {bins_}, ScalarType::Long);
+  Tensor total() const {
+    Tensor out = new_empty({bins_}, ScalarType::Long);
     int64_t* const totals = static_cast<int64_t*>(out.mutable_data_ptr());
     std::fill(totals, totals + bins_, 0);
     for (size_t at = 0; at < counts_.size(); at += stride())
@@ -77,10 +89,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   input.allocate(groups);
   p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, options_of(loss));
 
-  Tensor out_loss = torch::stable::new_empty(z, {n}, kScalarType<T>);
-  Tensor out_log = torch::stable::new_empty(z, {n}, kScalarType<T>);
-  Tensor out_count = torch::stable::new_empty(z, {n}, ScalarType::Long);
-  Tensor out_similarity = torch::stable::new_empty(z, {n}, kScalarType<T>);
+  Tensor out_loss = new_empty({n}, kScalarType<T>);
+  Tensor out_log = new_empty({n}, kScalarType<T>);
+  Tensor out_count = new_empty({n}, ScalarType::Long);
+  Tensor out_similarity = new_empty({n}, kScalarType<T>);
   T* const losses = static_cast<T*>(out_loss.mutable_data_ptr());
   T* const logs = static_cast<T*>(out_log.mutable_data_ptr());
   int64_t* const counts = static_cast<int64_t*>(out_count.mutable_data_ptr());
@@ -123,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   } else {
     for_each_block_pair(n, prepare, pair, finish);
   }
-  return {out_loss, out_log, out_count, out_similarity, histogram.total(z)};
+  return {out_loss, out_log, out_count, out_similarity, histogram.total()};
 }
 
 template <class T>
@@ -169,9 +181,9 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   p.exponential = exponential;
   p.inverse_width = width > 0 ? T(kLog2E / width) : T(0);
 
-  Tensor grad_z = torch::stable::new_empty(z, {n, input.rows.dim}, z.scalar_type());
+  Tensor grad_z = new_empty({n, input.rows.dim}, z.scalar_type());
   p.grad_z = grad_z.mutable_data_ptr();
-  Tensor grad_threshold = torch::stable::new_empty(z, {width > 0 ? n : 0}, kScalarType<T>);
+  Tensor grad_threshold = new_empty({width > 0 ? n : 0}, kScalarType<T>);
   T* const threshold_gradients = static_cast<T*>(grad_threshold.mutable_data_ptr());
 
   const auto prepare = [&](Rows rows) {
@@ -216,7 +228,7 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
   input.allocate(groups);
   const auto& rows = input.rows;
   const int64_t group = input.kernels->group;
-  Tensor out = torch::stable::new_empty(z, {rows.n}, kScalarType<T>);
+  Tensor out = new_empty({rows.n}, kScalarType<T>);
   T* const quantiles = static_cast<T*>(out.mutable_data_ptr());
   parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
     const int64_t tiles = rows.padded_n / kTile;
@@ -289,7 +301,7 @@ Tensor histogram(const Tensor& z, const std::optional<Tensor>& groups, int64_t b
           input.kernels->histogram(p, rows, columns, counts.of(worker));
         },
         [](Rows) {});
-    return counts.total(z);
+    return counts.total();
   });
 }
 
@@ -314,7 +326,7 @@ Tensor uniformity(const Tensor& x) {
         [](Rows) {});
     double sum = 0;
     for (double block : sums) sum += block;
-    Tensor out = torch::stable::new_empty(x, {}, kScalarType<T>);
+    Tensor out = new_empty({}, kScalarType<T>);
     *static_cast<T*>(out.mutable_data_ptr()) = T(std::log(sum / (double(n) * double(n - 1) / 2)));
     return out;
   });
