@@ -7,7 +7,8 @@
 Their sections between ``<!-- results:NAME -->`` marks hold nothing typed by hand. NAME is that of a
 Markdown file in bench/results/, "curve-" and the name of a published run, "simthres", a table of the
 paper and a data set, or part of the names of published runs, of which "recipes-" before it leaves
-those that are recipes. A folder whose name ends in -seed-N is another seed of the run without that.
+those that are recipes. A folder whose name ends in -seed-N is another run of what has the name
+without that, with this seed.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def published_rows(dataset: str) -> list[dict]:
 
 
 def by_name(part: str) -> dict[str, list[dict]]:
-    """Published runs with that part in their names, the seeds of one under one name."""
+    """Published runs with that part in their names, those of several seeds under one name."""
     runs = {}
     for path in sorted(RESULTS.glob(f"*-{part}*.json")):
         name = re.sub(r"-seed-\d+$", "", path.stem)
@@ -103,7 +104,7 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
         for metric in ("NDCG@10", "Recall@10")
         for ranking in ("filtered", "unfiltered")
     ]
-    head = [f"{part}, test", *map(" ".join, columns), "seeds", "epochs", "minutes"]
+    head = [f"{part}, test", *map(" ".join, columns), "runs", "epochs", "minutes"]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     notes, several = set(), False
     for name, runs in by_name(part).items():
@@ -129,7 +130,7 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
         lines.append(f"| {row['what']} | {' | '.join(cells)} | | | |")
     lines += ["", f"Measured on {'; '.join(sorted(notes))}; the full records are in `bench/results/`."]
     if several:
-        lines.append("Of several seeds mean ± standard deviation; epochs and minutes are one run's.")
+        lines.append("Of several runs mean ± standard deviation; epochs and minutes are one run's.")
     return "\n".join(lines)
 
 
@@ -148,7 +149,7 @@ def curve_table(name: str) -> str:
 
 
 def simthres_table() -> str:
-    """What k learned in the published runs that learn it; of several seeds the mean."""
+    """What k learned in the published runs that learn it; of several the mean."""
     lines = [
         "| run | gradient to k | k | its spread over rows | spread of the rows' quantiles | correlation |",
         "|---|---|---|---|---|---|",
@@ -177,8 +178,8 @@ def paper_table(name: str, dataset: str) -> str:
         wanted = Config.from_settings({"views": views}, recipe)
         results[method, views] = [run for run, config in zip(runs, configs) if config == wanted]
         recipes.setdefault(recipe, []).append(str(len(results[method, views])))
-    seeds = ", ".join(f"`{recipe}` {'/'.join(of)}" for recipe, of in recipes.items())
-    text = to_markdown(name, dataset, results, f"Ours: recipes on the table's view pairs, seeds of each: {seeds}.")
+    counts = ", ".join(f"`{recipe}` {'/'.join(of)}" for recipe, of in recipes.items())
+    text = to_markdown(name, dataset, results, f"Ours: recipes on the table's view pairs; runs of each: {counts}.")
     return "\n\n".join(text.split("\n\n")[1:3])  # the page has the heading and the literature
 
 
