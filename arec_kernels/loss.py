@@ -72,6 +72,7 @@ def adaptive_info_nce(
     check_views(z)
     check_options(temperature, partner_weight, denominator, weighting, threshold_grad,
                   histogram_bins, reduction)
+    threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
     backend = choose_backend(backend, z)
     if backend == "reference":
         return reference.adaptive_info_nce(
@@ -80,7 +81,7 @@ def adaptive_info_nce(
             threshold_grad=threshold_grad, histogram_bins=histogram_bins, reduction=reduction,
         )
     loss, num_positives, histogram = info_nce(
-        z, threshold_rows(threshold, z), group_rows(groups, z), backend,
+        z, threshold, groups, backend,
         (temperature, positives, partner_weight, denominator, weighting),
         threshold_grad or 0.0, histogram_bins or 0,
     )

@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from publish import RESULTS, commit, machine
+from provenance import commit, machine
+from publish import RESULTS
 
 from arec.checkpoint import METRICS
 from arec.config import Config

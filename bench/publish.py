@@ -14,14 +14,12 @@ without that, with this seed.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+from provenance import commit, machine
 
 from arec.config import Config
 from arec.tables import TABLES, mean_and_deviation, published, to_markdown
@@ -30,32 +28,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RECIPES = ROOT / "arec" / "recipes"
-
-
-def machine() -> str:
-    """Processor model and number of cores that this process may use.
-
-    Processors of one name ("AMD EPYC") can be generations apart: x86 has numbers that tell them.
-    """
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    fields = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", text, re.MULTILINE))
-    name = fields.get("model name") or platform.processor() or platform.machine()
-    if "cpu family" in fields:
-        name += f" (family {fields['cpu family']}, model {fields['model']})"
-    return f"{name}, {len(os.sched_getaffinity(0))} cores"
-
-
-def commit() -> str:
-    """The checked-out commit, marked where the working tree differs; "unknown" in a bare copy."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, cwd=ROOT, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def publish(run: Path) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from publish import RESULTS, commit, machine
+from provenance import commit, machine
+from publish import RESULTS
 
 from arec.checkpoint import load_run
 from arec.data.batches import gather_windows

@@ -17,7 +17,8 @@ from pathlib import Path
 import matplotlib
 import torch
 from conftest import total_memory
-from publish import RESULTS, commit, machine
+from provenance import commit, machine
+from publish import RESULTS
 from rivals import RIVALS
 
 matplotlib.use("Agg")

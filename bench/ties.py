@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from publish import RESULTS, commit, machine
+from provenance import commit, machine
+from publish import RESULTS
 from repeats import measure
 
 from arec.config import Config

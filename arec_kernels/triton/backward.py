@@ -230,6 +230,7 @@ def backward(
     """
     n, d = z.shape
     options = Options(temperature, positives, partner_weight, denominator, weighting)
+    z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)
     whole_rows = how.block_d == how.width
     grad_z = torch.empty(n, d, dtype=z.dtype, device=z.device)

@@ -149,6 +149,7 @@ def forward(
     """
     n = z.shape[0]
     options = Options(temperature, positives, partner_weight, denominator, weighting)
+    z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)
     loss, log_denominator, positives_similarity = (
         torch.empty(n, dtype=torch.float32, device=z.device) for _ in range(3)

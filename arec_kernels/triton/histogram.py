@@ -61,6 +61,7 @@ def histogram(
     bins: int,
 ) -> Tensor:
     """Counts (bins,) int64 of bin floor((s + 1)/2 * bins): the op `triton_histogram`."""
+    z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)
     counts = torch.zeros(bins, dtype=torch.int64, device=z.device)
     block_bins = min(MAX_BLOCK_BINS, triton.next_power_of_2(bins))

@@ -114,6 +114,7 @@ def quantile(
     NaN for a row with a NaN similarity.
     """
     n = z.shape[0]
+    z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)
     out = torch.empty(n, dtype=torch.float32, device=z.device)
     with device_of(z):

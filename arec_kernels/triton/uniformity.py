@@ -43,6 +43,7 @@ def uniformity(
 ) -> Tensor:
     """The uniformity, fp32 (); NaN for fewer than two rows: the op `triton_uniformity`."""
     n = x.shape[0]
+    x = x.contiguous()  # the order of a row's sum follows its strides
     how = plan(x)
     sums = torch.empty(n, dtype=torch.float32, device=x.device)
     with device_of(x):

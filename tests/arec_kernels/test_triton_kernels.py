@@ -127,8 +127,11 @@ def test_shapes(n: int, d: int, shape: config.Tile, dtype: torch.dtype) -> None:
 
 
 def test_tf32(tf32: None) -> None:
-    """At most twice as far off as PyTorch in float16, whose mantissa is as long."""
-    low = make_rows(34, 20, torch.float16, device=DEVICE)
+    assert_near_float16(make_rows(34, 20, torch.float16, device=DEVICE))
+
+
+def assert_near_float16(low: Tensor) -> None:
+    """In TF32 at most twice as far off as PyTorch in float16, whose mantissa is as long."""
     k = clear_thresholds(low)
     result = run(adaptive_info_nce, low.float(), k, torch.float32, backend="triton", temperature=0.3)
     exact = run(reference.adaptive_info_nce, low, k, torch.float64, temperature=0.3)
@@ -136,6 +139,36 @@ def test_tf32(tf32: None) -> None:
     error = (result.loss - exact.loss).abs().max()
     assert error <= 2 * (rounded.loss - exact.loss).abs().max() + 1e-6
     assert (result.grad_z - exact.grad_z).norm() <= 2 * (rounded.grad_z - exact.grad_z).norm()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the table's tiles take the interpreter too long")
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("operands", ["fp32", "bf16", "fp16"])
+def test_tiles_of_the_table(operands: str, width: int) -> None:
+    """Those that large N takes, on the fastest matrix units of the card."""
+    major, minor = torch.cuda.get_device_capability()
+    entry = config.table_tile(10 * major + minor, operands, width, 1 << 20)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[operands]
+    with config.forced_tile(entry):
+        for d in (width, width - 1):
+            z = make_rows(270, d, dtype, device=DEVICE)
+            k = clear_thresholds(z)
+            assert_correct(z, k, "triton", temperature=0.3)
+            assert_correct(z, k, "triton", temperature=0.3, threshold_grad=0.1,
+                           groups=make_groups(270, DEVICE))  # fmt: skip
+        s = similarities(z)
+        assert torch.equal(s, s.T)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the table's tiles take the interpreter too long")
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_tf32_tiles_of_the_table(tf32: None, width: int) -> None:
+    major, minor = torch.cuda.get_device_capability()
+    with config.forced_tile(config.table_tile(10 * major + minor, "tf32", width, 1 << 20)):
+        low = make_rows(270, width - 1, torch.float16, device=DEVICE)
+        assert_near_float16(low)
+        s = similarities(low.float())
+        assert torch.equal(s, s.T)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
