@@ -134,9 +134,9 @@ IMPLEMENTED = {
     )
 }
 
-# The fastest backend by device; any other device, and a missing implementation, take the reference.
-# CUDA tensors take it as well until the Triton or the CUDA kernels have been checked on a card.
-DEFAULTS = {"cpu": "cpp"}
+# Most rows for which the CUDA C++ kernels were ahead of the Triton kernels, by compute capability and
+# type of z, as measured in bench/results/gpu-*.json (D = 64, forward + backward, launches included).
+CUDA_AHEAD = {(9, 0): {torch.bfloat16: 8192}}
 
 
 def check_backend(backend: str | None) -> None:
@@ -147,26 +147,38 @@ def check_backend(backend: str | None) -> None:
 def choose_backend(backend: str | None, z: Tensor) -> str:
     """The backend that runs for `z`.
 
-    `None` is the fastest one that fits. Raises `ValueError` for an unknown name and `RuntimeError`,
+    `None` is the fastest one that runs on `z` here, at worst the reference. Raises `ValueError` for an unknown name and `RuntimeError`,
     with the reason, for a named backend that cannot run on `z` here.
     """
     check_backend(backend)
-    device = z.device.type
     if backend is None:
-        backend = DEFAULTS.get(device, "reference")
-        return backend if (backend, device) in IMPLEMENTED else "reference"
-    if backend == "reference":
-        return backend
+        return next(name for name in _fastest_first(z) if not _why_not(name, z))
     reason = _why_not(backend, z)
     if reason:
         raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
     return backend
 
 
+def _fastest_first(z: Tensor) -> tuple[str, ...]:
+    if z.is_cpu:
+        return "cpp", "reference"
+    if not z.is_cuda or not torch.cuda.is_available():
+        return ("reference",)
+    ahead = z.shape[0] <= CUDA_AHEAD.get(_capability(z), {}).get(z.dtype, 0)
+    return ("cuda", "triton", "reference") if ahead else ("triton", "reference")
+
+
+def _capability(z: Tensor) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(z.device)  # torch.compile takes it for a constant
+    return properties.major, properties.minor
+
+
 def _why_not(backend: str, z: Tensor) -> str:
     """Why `backend` cannot run on `z`; empty where it can."""
+    if backend == "reference":
+        return ""
     device = z.device.type
-    if not any(name == backend for name, _ in IMPLEMENTED):
+    if (backend, device) not in IMPLEMENTED and not any(name == backend for name, _ in IMPLEMENTED):
         if backend == "triton":
             return "Triton is not installed"
         return f"the compiled extension is missing ({EXTENSION_ERRORS[backend]})"
@@ -176,6 +188,8 @@ def _why_not(backend: str, z: Tensor) -> str:
         return "Triton takes CPU tensors only under TRITON_INTERPRET=1"
     if backend != "cpp" and z.dtype is torch.float64:
         return "float64 is for the backends 'reference' and 'cpp'"
+    if z.is_cuda and _capability(z) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or newer"
     return ""
 
 

@@ -26,13 +26,17 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """The checked-out commit, marked where the working tree differs; in a copy without .git what
-    AREC_COMMIT says, or "unknown"."""
+    """The checked-out commit, marked where the working tree differs.
+
+    AREC_COMMIT says it for a copy whose .git is not its own or missing ("unknown").
+    """
+    if given := os.environ.get("AREC_COMMIT"):
+        return given
     try:
         done = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
             capture_output=True, text=True, cwd=ROOT, check=True,
         )  # fmt: skip
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("AREC_COMMIT", "unknown")
+        return "unknown"
     return done.stdout.strip()

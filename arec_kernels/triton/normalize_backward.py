@@ -21,7 +21,8 @@ def through_unit_rows(
     """Gradient (ROWS, BLOCK) of the rows themselves: the tangential part over the norm."""
     scale = tl.load(of_row + SCALE * n_padded)[:, None]
     norm = tl.load(of_row + NORM * n_padded)[:, None]
-    unit = z / scale / norm
+    # The row's largest must become 1 exactly: nothing is tangential to a row of one column.
+    unit = tl.math.div_rn(z, tl.broadcast_to(scale, z.shape)) / norm
     return (grad_unit - tl.sum(grad_unit * unit, 1)[:, None] * unit) / norm / scale
 
 

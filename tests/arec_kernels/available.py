@@ -17,6 +17,7 @@ needs_cpp = pytest.mark.skipif(
     ("cpp", "cpu") not in IMPLEMENTED,
     reason=f"no compiled extension: {EXTENSION_ERRORS.get('cpp')}",
 )
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_triton = pytest.mark.skipif(
     not (find_spec("triton") and (INTERPRETED or torch.cuda.is_available())),
     reason="needs Triton, and TRITON_INTERPRET=1 or a GPU",

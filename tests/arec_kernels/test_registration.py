@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
+from available import needs_gpu
 from correctness import clear_thresholds, make_groups, make_rows
 
 from arec_kernels import adaptive_info_nce, alignment_uniformity, row_similarity_quantile
-from arec_kernels.registration import OPS
+from arec_kernels.registration import CUDA_AHEAD, IMPLEMENTED, OPS, choose_backend
 
 OPTIONS = (0.5, True, 0.3, "negatives", "label")
 
@@ -58,11 +59,22 @@ def test_compiled_equals_eager(compiled: str, device: str, temperature: float) -
         assert torch.equal(a, b)
 
 
-def test_compiled_default_backend_and_scalar_threshold() -> None:
+@needs_gpu
+def test_default_backend_on_a_gpu() -> None:
+    ahead = CUDA_AHEAD.get(torch.cuda.get_device_capability(), {}).get(torch.bfloat16, 0)
+    built = ("cuda", "cuda") in IMPLEMENTED
+    for n in (8, ahead, ahead + 2):
+        z = torch.zeros(n, 4, dtype=torch.bfloat16, device="cuda")
+        assert choose_backend(None, z) == ("cuda" if built and n <= ahead else "triton")
+    assert choose_backend(None, z.double()) == "reference"
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_compiled_default_backend_and_scalar_threshold(device: str) -> None:
     torch.compiler.reset()
     loss = torch.compile(lambda z: adaptive_info_nce(z * 2, 0.1), fullgraph=True)
     for n in (12, 20):  # the second compiles for any number of rows
-        z = make_rows(n, 5).requires_grad_()
+        z = make_rows(n, 5, device=device).requires_grad_()
         (grad,) = torch.autograd.grad(loss(z), z)
         (expected,) = torch.autograd.grad(adaptive_info_nce(z * 2, 0.1), z)
         torch.testing.assert_close(grad, expected)
