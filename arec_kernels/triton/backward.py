@@ -25,7 +25,7 @@ from arec_kernels.triton.normalize import (
 )
 from arec_kernels.triton.normalize_backward import normalize_backward, through_unit_rows
 from arec_kernels.triton.tile import (
-    INFINITY,
+    LEFT_OUT,
     LOG2_E,
     candidates_only,
     load_block,
@@ -104,22 +104,23 @@ def backward_kernel(
         column_push = tl.load(of_column + PUSH * n_padded)
         if OWN_SHIFT:
             column_shift = tl.load(of_column + SHIFT * n_padded)
-            from_row = tl.exp2(s * scale - shift[:, None]) * pull[:, None]
-            from_column = tl.exp2(s * scale - column_shift[None, :]) * column_pull[None, :]
+            row_exponential = denominator_share(s * scale - shift[:, None])
+            column_exponential = denominator_share(s * scale - column_shift[None, :])
         else:
-            exponential = tl.exp2(s * scale - scale)
-            from_row = exponential * pull[:, None]
-            from_column = exponential * column_pull[None, :]
-        above_row = s > threshold[:, None]
-        above_column = s > column_threshold[None, :]
+            row_exponential = tl.exp2(s * scale - scale)
+            column_exponential = row_exponential
+        # Factors, and not conditions: these are fused multiply-adds, of which a card does the most.
+        above_row = (s > threshold[:, None]).to(tl.float32)
+        above_column = (s > column_threshold[None, :]).to(tl.float32)
+        row_pull = pull[:, None]
+        column_pull = column_pull[None, :]
         if NEGATIVES:
-            entry = tl.where(above_row, -push[:, None], from_row)
-            entry += tl.where(above_column, -column_push[None, :], from_column)
-        else:
-            entry = from_row + from_column
-            if POSITIVES:
-                entry -= tl.where(above_row, push[:, None], 0.0)
-                entry -= tl.where(above_column, column_push[None, :], 0.0)
+            row_pull = row_pull - above_row * row_pull
+            column_pull = column_pull - above_column * column_pull
+        entry = row_exponential * row_pull + column_exponential * column_pull
+        if POSITIVES:
+            entry -= above_row * push[:, None]
+            entry -= above_column * column_push[None, :]
         if THRESHOLD_GRAD:
             soft += threshold_pull(
                 s, threshold, shift, pull_soft, slope, center, scale, threshold_width
@@ -160,6 +161,14 @@ def backward_kernel(
 
 
 @triton.jit
+def denominator_share(
+    exponent,  # (ROWS, COLUMNS), log2 of a pair's share of D
+):
+    """2^exponent, finite for pairs that are no part of D, to be multiplied by zero."""
+    return tl.exp2(tl.where(exponent > 1.0, 1.0, exponent))
+
+
+@triton.jit
 def soft_coefficients(
     rows,  # (ROWS,)
     log2_denominator,  # (ROWS,)
@@ -190,7 +199,7 @@ def soft_coefficients(
 
 @triton.jit
 def threshold_pull(
-    s,  # (ROWS, COLUMNS), -inf for pairs left out
+    s,  # (ROWS, COLUMNS)
     threshold,  # (ROWS,)
     log2_denominator,  # (ROWS,)
     pull,  # (ROWS,), this and the next two from soft_coefficients
@@ -205,7 +214,7 @@ def threshold_pull(
     # One exponent for both factors: apart, one far above log D overflows before sigma' is 0.
     share = tl.exp2(s * scale - log2_denominator[:, None] - distance)
     value = pull[:, None] * share + slope[:, None] * (s - center[:, None]) * tail
-    return tl.sum(tl.where(s == -INFINITY, 0.0, value / ((1.0 + tail) * (1.0 + tail))), 1)
+    return tl.sum(tl.where(s == LEFT_OUT, 0.0, value / ((1.0 + tail) * (1.0 + tail))), 1)
 
 
 def backward(

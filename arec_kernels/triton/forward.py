@@ -19,12 +19,16 @@ from arec_kernels.triton.histogram import MAX_BLOCK_BINS, histogram
 from arec_kernels.triton.normalize import normalize, row_weights
 from arec_kernels.triton.tile import (
     INFINITY,
+    LEFT_OUT,
     LN_2,
+    PARTS,
+    above_left_out,
     candidates_only,
     count_bins,
     is_nan,
     load_block,
     load_groups,
+    partial_sums,
     similarity_tile,
 )
 
@@ -61,14 +65,16 @@ def forward_kernel(
     first_row = tl.program_id(0) * ROWS
     rows = first_row + tl.arange(0, ROWS)
     inside = rows < n
-    threshold = tl.load(threshold_ptr + rows, mask=inside, other=INFINITY)
+    given_threshold = tl.load(threshold_ptr + rows, mask=inside, other=INFINITY)
+    threshold = above_left_out(given_threshold)
     row_groups = load_groups(groups_ptr, rows, n, -1) if GROUPED else rows
     row_block = load_block(unit_ptr, first_row, 0, WIDTH, ROWS, BLOCK_K)
 
-    total = tl.zeros((ROWS,), tl.float32)  # of exp((s - shift) / temperature) over the denominator
-    shift = tl.full((ROWS,), -INFINITY if OWN_SHIFT else 1.0, tl.float32)
-    count = tl.zeros((ROWS,), tl.int32)
-    positives = tl.zeros((ROWS,), tl.float32)
+    # Of each row's denominator (exp((s - shift) / temperature)) and of M+; over whole rows at the end.
+    total = tl.zeros((ROWS, PARTS), tl.float32)
+    count = tl.zeros((ROWS, PARTS), tl.float32)
+    positives = tl.zeros((ROWS, PARTS), tl.float32)
+    shift = tl.full((ROWS,), LEFT_OUT if OWN_SHIFT else 1.0, tl.float32)
     if BLOCK_BINS:
         counts = tl.zeros((BLOCK_BINS,), tl.int32)
 
@@ -79,23 +85,25 @@ def forward_kernel(
         s = candidates_only(
             s, row_groups, first_row, first_column, groups_ptr, n, ROWS, COLUMNS, GROUPED
         )
-        above = s > threshold[:, None]
+        above = (s > threshold[:, None]).to(tl.float32)
         if POSITIVES:
-            count += tl.sum(above.to(tl.int32), 1)
-            positives += tl.sum(tl.where(above, s, 0.0), 1)
+            count += partial_sums(above)
+            positives += partial_sums(above * s)
         if BLOCK_BINS:
             counts += count_bins(s, 0, bins, BLOCK_BINS)
         if NEGATIVES:
-            s = tl.where(above, -INFINITY, s)
+            s += above * LEFT_OUT
         if OWN_SHIFT:
             largest = tl.maximum(shift, tl.max(s, 1))
-            finite = tl.where(largest == -INFINITY, 0.0, largest)
-            total *= tl.exp2((shift - finite) * scale)
-            total += tl.sum(tl.exp2((s - finite[:, None]) * scale), 1)
+            total *= tl.exp2((shift - largest) * scale)[:, None]
+            total += partial_sums(tl.exp2((s - largest[:, None]) * scale))
             shift = largest
         else:
-            total += tl.sum(tl.exp2(s * scale - scale), 1)
+            total += partial_sums(tl.exp2(s * scale - scale))
 
+    total = tl.sum(total, 1)
+    count = tl.sum(count.to(tl.int32), 1)
+    positives = tl.sum(positives, 1)
     partner = tl.load(partner_ptr + rows, mask=inside, other=0.0)
     if OWN_SHIFT:
         largest = tl.maximum(shift, partner)
@@ -120,9 +128,10 @@ def forward_kernel(
         m = tl.where(some, count, 1).to(tl.float32)
         loss -= tl.log(tl.full((ROWS,), partner_weight, tl.float32))
         loss -= tl.where(some, m * tl.log(rest_weight / m), 0.0)
-    invalid = is_nan(threshold)
-    tl.store(loss_ptr + rows, tl.where(invalid, threshold, loss), mask=inside)
-    tl.store(log_denominator_ptr + rows, tl.where(invalid, threshold, log_denominator), mask=inside)
+    loss = tl.where(is_nan(given_threshold), given_threshold, loss)
+    log_denominator = tl.where(is_nan(given_threshold), given_threshold, log_denominator)
+    tl.store(loss_ptr + rows, loss, mask=inside)
+    tl.store(log_denominator_ptr + rows, log_denominator, mask=inside)
     tl.store(count_ptr + rows, count.to(tl.int64), mask=inside)
     tl.store(positives_ptr + rows, positives, mask=inside)
     if BLOCK_BINS:

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arec_kernels.triton.config import Options, Plan
-from arec_kernels.triton.tile import INFINITY, LOG2_E, round_mantissa
+from arec_kernels.triton.tile import INFINITY, LOG2_E, above_left_out, round_mantissa
 
 MIN_NORM = tl.constexpr(1e-12)
 
@@ -147,7 +147,7 @@ def normalize_kernel(
         )
         if not OWN_SHIFT:
             pull *= tl.exp2(scale - shift)
-        threshold = tl.load(threshold_ptr + rows, mask=rows < n, other=INFINITY)
+        threshold = above_left_out(tl.load(threshold_ptr + rows, mask=rows < n, other=INFINITY))
         out = coefficients_ptr + rows
         inside = rows < n_padded
         tl.store(out + THRESHOLD * n_padded, threshold, mask=inside)

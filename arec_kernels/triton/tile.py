@@ -15,6 +15,9 @@ INTERPRETED = tl.constexpr(config.INTERPRETED)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
+# In place of the similarity of a pair that is left out. Not -inf, which times zero is NaN.
+LEFT_OUT = tl.constexpr(-1e30)
+PARTS = tl.constexpr(8)  # sums that a row's pairs go into, see partial_sums
 
 
 @triton.jit
@@ -95,33 +98,51 @@ def candidates_only(
     COLUMNS: tl.constexpr,
     GROUPED: tl.constexpr,
 ):
-    """`s` with -inf where column j is not a candidate of row i, or either lies past the last row.
+    """`s` with LEFT_OUT where column j is not a candidate of row i, or either lies past the last row.
 
-    -inf is above no threshold and has exponential 0: everything downstream follows from it. Only
+    It is above no threshold and has exponential 0: everything downstream follows from it. Only
     tiles on the diagonal, on the partners' diagonals or at the end pay for the comparison.
     """
     half = n // 2
-    first_of_row = first_row - first_column
-    on_diagonal = (first_of_row < COLUMNS) & (first_of_row > -ROWS)
-    on_upper = (first_of_row + half < COLUMNS) & (first_of_row + half > -ROWS)
-    on_lower = (first_of_row - half < COLUMNS) & (first_of_row - half > -ROWS)
+    from_diagonal = tl.abs(first_column - first_row)
+    from_partners = tl.abs(from_diagonal - half)
+    near = tl.minimum(from_diagonal, from_partners) < max(ROWS, COLUMNS)
     at_end = (first_column + COLUMNS > n) | (first_row + ROWS > n)
     columns = first_column + tl.arange(0, COLUMNS)
-    if on_diagonal | on_upper | on_lower | at_end:
+    if near | at_end:
         rows = first_row + tl.arange(0, ROWS)
         partners = tl.where(rows < half, rows + half, rows - half)
         left_out = (columns[None, :] == rows[:, None]) | (columns[None, :] == partners[:, None])
         left_out |= (columns >= n)[None, :] | (rows >= n)[:, None]
-        s = tl.where(left_out, -INFINITY, s)
+        s = tl.where(left_out, LEFT_OUT, s)
     if GROUPED:
         column_groups = load_groups(groups_ptr, columns, n, -2)
-        s = tl.where(row_groups[:, None] == column_groups[None, :], -INFINITY, s)
+        s = tl.where(row_groups[:, None] == column_groups[None, :], LEFT_OUT, s)
     return s
 
 
 @triton.jit
+def above_left_out(
+    threshold,
+):
+    """The threshold, or for one that all cosines are above, one that LEFT_OUT is still below."""
+    return tl.where(threshold < -2.0, -2.0, threshold)
+
+
+@triton.jit
+def partial_sums(
+    x,  # (ROWS, COLUMNS)
+):
+    """(ROWS, PARTS): sums over every PARTS-th column.
+
+    Tensor cores leave these in one thread, so that a tile needs no exchange between threads.
+    """
+    return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // PARTS, PARTS)), 1)
+
+
+@triton.jit
 def count_bins(
-    s,  # (ROWS, COLUMNS), -inf for pairs left out
+    s,  # (ROWS, COLUMNS)
     first_bin,
     bins,
     BLOCK_BINS: tl.constexpr,
@@ -130,7 +151,7 @@ def count_bins(
     # (s + 1) * (bins / 2) has the one rounding of (s + 1) / 2 * bins.
     position = tl.floor((s + 1.0) * (bins * 0.5))
     position = tl.minimum(tl.maximum(position, 0.0), bins - 1.0).to(tl.int32) - first_bin
-    inside = (position >= 0) & (position < BLOCK_BINS) & (s > -INFINITY)
+    inside = (position >= 0) & (position < BLOCK_BINS) & (s > LEFT_OUT)
     position = tl.where(inside, position, 0)
     return tl.histogram(tl.ravel(position), BLOCK_BINS, mask=tl.ravel(inside))
 
