@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arec_kernels.triton.config import Options, device_of, dropped_bits, plan
+from arec_kernels.triton.launch import launch
 from arec_kernels.triton.normalize import (
     PARTNER,
     PULL,
@@ -253,10 +254,12 @@ def backward(
         unit, coefficients = normalize_for_backward(
             z, how, grad_loss, threshold.contiguous(), log_denominator, num_positives, options
         )
-        backward_kernel[(how.row_blocks(), how.width // how.block_d)](
+        launch(
+            backward_kernel, (how.row_blocks(), how.width // how.block_d),
             z, unit, coefficients, None if groups is None else groups.contiguous(), grad,
             grad_loss, num_positives, positives_similarity, grad_threshold,
             n, d, how.rows, *z.stride(), grad_loss.stride(0), threshold_grad,
+            *options.arguments(),
             BLOCK_D=how.block_d,
             GROUPED=groups is not None,
             NEGATIVES=denominator == "negatives",
@@ -264,7 +267,7 @@ def backward(
             WHOLE_ROWS=whole_rows,
             DROPPED_BITS=dropped_bits(z.dtype),
             maxnreg=how.tile.registers,
-            **options.arguments(backward=True),
+            **options.constants(backward=True),
             **how.constants(),
         )
         if not whole_rows:

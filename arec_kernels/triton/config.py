@@ -131,14 +131,15 @@ class Options:
     denominator: str
     weighting: str
 
-    def arguments(self, *, backward: bool = False) -> dict[str, float | bool | str]:
-        """The kernels' arguments for them."""
+    def arguments(self) -> tuple[float, float, float, float]:
+        """The kernels' arguments temperature, scale, partner_weight and rest_weight."""
+        scale = math.log2(math.e) / self.temperature
+        return self.temperature, scale, self.partner_weight, 1 - self.partner_weight
+
+    def constants(self, *, backward: bool = False) -> dict[str, bool | str]:
+        """The kernels' compile-time arguments for them."""
         shared = MIN_SHARED_SHIFT_TEMPERATURE_BACKWARD if backward else MIN_SHARED_SHIFT_TEMPERATURE
         return {
-            "temperature": self.temperature,
-            "scale": math.log2(math.e) / self.temperature,
-            "partner_weight": self.partner_weight,
-            "rest_weight": 1 - self.partner_weight,
             "POSITIVES": self.positives,
             "WEIGHTING": self.weighting,
             "OWN_SHIFT": self.temperature < shared,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from arec_kernels.triton.config import Options, device_of, plan
 from arec_kernels.triton.histogram import MAX_BLOCK_BINS, histogram
+from arec_kernels.triton.launch import launch
 from arec_kernels.triton.normalize import normalize, row_weights
 from arec_kernels.triton.tile import (
     INFINITY,
@@ -171,14 +172,16 @@ def forward(
         counts = torch.zeros(histogram_bins, dtype=torch.int64, device=z.device)
     with device_of(z):
         unit, partner_similarity = normalize(z, how)
-        forward_kernel[(how.row_blocks(),)](
+        launch(
+            forward_kernel, (how.row_blocks(), 1),
             unit, partner_similarity, threshold.contiguous(),
             None if groups is None else groups.contiguous(),
             loss, log_denominator, num_positives, positives_similarity, counts, n, histogram_bins,
+            *options.arguments(),
             GROUPED=groups is not None,
             NEGATIVES=denominator == "negatives",
             BLOCK_BINS=triton.next_power_of_2(histogram_bins) if counted_here else 0,
-            **options.arguments(),
+            **options.constants(),
             **how.constants(),
         )
     return loss, log_denominator, num_positives, positives_similarity, counts

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arec_kernels.triton.config import device_of, plan
+from arec_kernels.triton.launch import launch
 from arec_kernels.triton.normalize import normalize
 from arec_kernels.triton.tile import (
     candidates_only,
@@ -67,7 +68,8 @@ def histogram(
     block_bins = min(MAX_BLOCK_BINS, triton.next_power_of_2(bins))
     with device_of(z):
         unit, _ = normalize(z, how)
-        histogram_kernel[(how.row_blocks(), triton.cdiv(bins, block_bins))](
+        launch(
+            histogram_kernel, (how.row_blocks(), triton.cdiv(bins, block_bins)),
             unit, None if groups is None else groups.contiguous(), counts, z.shape[0], bins,
             GROUPED=groups is not None, BLOCK_BINS=block_bins, **how.constants(),
         )

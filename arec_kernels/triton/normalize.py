@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arec_kernels.triton.config import Options, Plan
+from arec_kernels.triton.launch import launch
 from arec_kernels.triton.tile import INFINITY, LOG2_E, above_left_out, round_mantissa
 
 MIN_NORM = tl.constexpr(1e-12)
@@ -197,10 +198,11 @@ def normalize(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     """Normalised rows (plan.rows, plan.width), and each one's similarity with its partner, (N,)."""
     unit = torch.empty(plan.rows, plan.width, dtype=plan.unit_dtype, device=z.device)
     partner_similarity = torch.empty(z.shape[0], dtype=torch.float32, device=z.device)
-    normalize_kernel[_grid(plan)](
+    launch(
+        normalize_kernel, _grid(plan),
         z, unit, partner_similarity, None, None, None, None, None,
         *z.shape, plan.rows, *z.stride(), 0,
-        temperature=1.0, scale=1.0, partner_weight=1.0, rest_weight=0.0,
+        1.0, 1.0, 1.0, 0.0,
         POSITIVES=False, WEIGHTING="", OWN_SHIFT=False, BACKWARD=False, **_constants(plan),
     )
     return unit, partner_similarity
@@ -219,10 +221,11 @@ def normalize_for_backward(
     n, d = z.shape
     unit = torch.empty(plan.rows, plan.width, dtype=plan.unit_dtype, device=z.device)
     coefficients = torch.empty(COEFFICIENTS, plan.rows, dtype=torch.float32, device=z.device)
-    normalize_kernel[_grid(plan)](
+    launch(
+        normalize_kernel, _grid(plan),
         z, unit, None, grad_loss, threshold, log_denominator, num_positives, coefficients,
-        n, d, plan.rows, *z.stride(), grad_loss.stride(0),
-        BACKWARD=True, **options.arguments(backward=True), **_constants(plan),
+        n, d, plan.rows, *z.stride(), grad_loss.stride(0), *options.arguments(),
+        BACKWARD=True, **options.constants(backward=True), **_constants(plan),
     )
     return unit, coefficients
 
@@ -232,8 +235,8 @@ def rows_a_program(block: int) -> int:
     return max(1, 2048 // block)
 
 
-def _grid(plan: Plan) -> tuple[int]:
-    return (triton.cdiv(plan.rows, rows_a_program(triton.next_power_of_2(plan.width))),)
+def _grid(plan: Plan) -> tuple[int, int]:
+    return triton.cdiv(plan.rows, rows_a_program(triton.next_power_of_2(plan.width))), 1
 
 
 def _constants(plan: Plan) -> dict[str, int]:

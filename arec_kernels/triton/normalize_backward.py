@@ -7,6 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arec_kernels.triton.config import dropped_bits
+from arec_kernels.triton.launch import launch
 from arec_kernels.triton.normalize import NORM, SCALE, load_rows, rows_a_program
 from arec_kernels.triton.tile import round_mantissa
 
@@ -64,7 +65,8 @@ def normalize_backward(
     n, d = z.shape
     block = triton.next_power_of_2(d)
     rows = rows_a_program(block)
-    normalize_backward_kernel[(triton.cdiv(n, rows),)](
+    launch(
+        normalize_backward_kernel, (triton.cdiv(n, rows), 1),
         z, grad_unit, coefficients, grad_z, n, d, *grad_unit.shape, *z.stride(),
         BLOCK=block, ROWS=rows, DROPPED_BITS=dropped_bits(z.dtype),
     )

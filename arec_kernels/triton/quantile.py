@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arec_kernels.triton.config import device_of, plan
+from arec_kernels.triton.launch import launch
 from arec_kernels.triton.normalize import normalize
 from arec_kernels.triton.tile import (
     INFINITY,
@@ -119,7 +120,8 @@ def quantile(
     out = torch.empty(n, dtype=torch.float32, device=z.device)
     with device_of(z):
         unit, _ = normalize(z, how)
-        quantile_kernel[(how.row_blocks(),)](
+        launch(
+            quantile_kernel, (how.row_blocks(), 1),
             unit, None if groups is None else groups.contiguous(),
             torch.full((), q, dtype=torch.float64, device=z.device), out, n,
             GROUPED=groups is not None, **how.constants(),

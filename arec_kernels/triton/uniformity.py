@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from arec_kernels.triton.config import device_of, plan
+from arec_kernels.triton.launch import launch
 from arec_kernels.triton.normalize import normalize
 from arec_kernels.triton.tile import LOG2_E, load_block, similarity_tile
 
@@ -48,5 +49,5 @@ def uniformity(
     sums = torch.empty(n, dtype=torch.float32, device=x.device)
     with device_of(x):
         unit, _ = normalize(x, how)
-        uniformity_kernel[(how.row_blocks(),)](unit, sums, n, **how.constants())
+        launch(uniformity_kernel, (how.row_blocks(), 1), unit, sums, n, **how.constants())
     return (sums.sum(dtype=torch.float64) / (n * (n - 1) // 2)).log().float()
