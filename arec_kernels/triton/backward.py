@@ -32,6 +32,7 @@ from arec_kernels.triton.tile import (
     load_block,
     load_groups,
     nearest_tf32,
+    reorder_products,
     round_mantissa,
     similarity_tile,
 )
@@ -111,8 +112,8 @@ def backward_kernel(
             row_exponential = tl.exp2(s * scale - scale)
             column_exponential = row_exponential
         # Factors, and not conditions: these are fused multiply-adds, of which a card does the most.
-        above_row = (s > threshold[:, None]).to(tl.float32)
-        above_column = (s > column_threshold[None, :]).to(tl.float32)
+        above_row = tl.where(s > threshold[:, None], 1.0, 0.0)
+        above_column = tl.where(s > column_threshold[None, :], 1.0, 0.0)
         row_pull = pull[:, None]
         column_pull = column_pull[None, :]
         if NEGATIVES:
@@ -132,9 +133,10 @@ def backward_kernel(
             grad = tl.dot(entry.to(tl.bfloat16), column_block, grad)
         else:
             # fp16 has no room for the entries of many rows: its block goes up to TF32 instead.
+            block = column_block.to(tl.float32)
             if PRECISION == "tf32":
-                entry = nearest_tf32(entry)
-            grad = tl.dot(entry, column_block.to(tl.float32), grad, input_precision=PRECISION)
+                entry, block = reorder_products(nearest_tf32(entry), block)
+            grad = tl.dot(entry, block, grad, input_precision=PRECISION)
 
     half = n // 2
     partners = tl.where(rows < half, rows + half, rows - half)

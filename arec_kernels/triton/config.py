@@ -48,7 +48,7 @@ TABLE: dict[int, dict[str, dict[int, Tile]]] = {
     80: {
         "fp32": FP32_TILES,
         "tf32": {
-            64: Tile(128, 64, 64, 8, 2),
+            64: Tile(128, 32, 64, 8, 2),
             128: Tile(64, 32, 128, 8, 2),
             256: Tile(32, 32, 64, 8, 2),
         },

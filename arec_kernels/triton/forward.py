@@ -22,7 +22,6 @@ from arec_kernels.triton.tile import (
     INFINITY,
     LEFT_OUT,
     LN_2,
-    PARTS,
     above_left_out,
     candidates_only,
     count_bins,
@@ -71,6 +70,8 @@ def forward_kernel(
     row_groups = load_groups(groups_ptr, rows, n, -1) if GROUPED else rows
     row_block = load_block(unit_ptr, first_row, 0, WIDTH, ROWS, BLOCK_K)
 
+    # Tensor cores leave every eighth column of a row to one thread, whose sums need no other thread.
+    PARTS: tl.constexpr = 1 if PRECISION == "ieee" else 8
     # Of each row's denominator (exp((s - shift) / temperature)) and of M+; over whole rows at the end.
     total = tl.zeros((ROWS, PARTS), tl.float32)
     count = tl.zeros((ROWS, PARTS), tl.float32)
@@ -88,8 +89,8 @@ def forward_kernel(
         )
         above = (s > threshold[:, None]).to(tl.float32)
         if POSITIVES:
-            count += partial_sums(above)
-            positives += partial_sums(above * s)
+            count += partial_sums(above, PARTS)
+            positives += partial_sums(above * s, PARTS)
         if BLOCK_BINS:
             counts += count_bins(s, 0, bins, BLOCK_BINS)
         if NEGATIVES:
@@ -97,10 +98,10 @@ def forward_kernel(
         if OWN_SHIFT:
             largest = tl.maximum(shift, tl.max(s, 1))
             total *= tl.exp2((shift - largest) * scale)[:, None]
-            total += partial_sums(tl.exp2((s - largest[:, None]) * scale))
+            total += partial_sums(tl.exp2((s - largest[:, None]) * scale), PARTS)
             shift = largest
         else:
-            total += partial_sums(tl.exp2(s * scale - scale))
+            total += partial_sums(tl.exp2(s * scale - scale), PARTS)
 
     total = tl.sum(total, 1)
     count = tl.sum(count.to(tl.int32), 1)

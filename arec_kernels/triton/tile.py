@@ -17,7 +17,6 @@ LN_2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
 # In place of the similarity of a pair that is left out. Not -inf, which times zero is NaN.
 LEFT_OUT = tl.constexpr(-1e30)
-PARTS = tl.constexpr(8)  # sums that a row's pairs go into, see partial_sums
 
 
 @triton.jit
@@ -132,11 +131,9 @@ def above_left_out(
 @triton.jit
 def partial_sums(
     x,  # (ROWS, COLUMNS)
+    PARTS: tl.constexpr,
 ):
-    """(ROWS, PARTS): sums over every PARTS-th column.
-
-    Tensor cores leave these in one thread, so that a tile needs no exchange between threads.
-    """
+    """(ROWS, PARTS): sums over every PARTS-th column."""
     return tl.sum(tl.reshape(x, (x.shape[0], x.shape[1] // PARTS, PARTS)), 1)
 
 
@@ -190,3 +187,20 @@ def nearest_tf32(x):
     """
     high = x * 8192.0 + x
     return high - (high - x)
+
+
+@triton.jit
+def reorder_products(
+    entry,  # (ROWS, COLUMNS)
+    block,  # (COLUMNS, WIDTH)
+):
+    """Both with the columns j that they are summed over in the order 0 2 4 6 1 3 5 7 of every eight.
+
+    Of a TF32 product's result a thread holds two neighbours, and as operand it has to bring two that
+    are four apart: in this order they are the same ones, and no thread asks another.
+    """
+    pairs = tl.reshape(entry, (entry.shape[0], entry.shape[1] // 8, 4, 2))
+    entry = tl.reshape(tl.permute(pairs, (0, 1, 3, 2)), entry.shape)
+    pairs = tl.reshape(block, (block.shape[0] // 8, 4, 2, block.shape[1]))
+    block = tl.reshape(tl.permute(pairs, (0, 2, 1, 3)), block.shape)
+    return entry, block
