@@ -1,7 +1,8 @@
 """Tile shapes by architecture and problem: one small table, no tuning at a user's first call.
 
-Those of 90 for tf32 and bf16 of up to 128 columns are the fastest of some two dozen on an H100, forward +
-backward. The others were chosen from the registers, shared memory and instructions of the compiled code, and not timed.
+Those of 90 for the tensor cores are the fastest of one to two dozen on an H200, forward + backward of 16,384 to 65,536
+rows; how far they shrink for few rows was timed at 512, 2,048 and 8,192. The others were chosen from the registers,
+shared memory and instructions of the compiled code, and not timed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Tile:
 # "bf16" and "fp16" on the tensor cores. The entries of 80 fit 99 KiB of shared memory, the least.
 FP32_TILES = {
     64: Tile(64, 64, 32, 8, 2),
-    128: Tile(64, 32, 64, 8, 2),
+    128: Tile(64, 32, 32, 8, 2),
     256: Tile(32, 32, 32, 8, 2, 168),
 }
 TABLE: dict[int, dict[str, dict[int, Tile]]] = {
@@ -68,17 +69,17 @@ TABLE: dict[int, dict[str, dict[int, Tile]]] = {
         "tf32": {
             64: Tile(128, 64, 64, 8, 4),
             128: Tile(128, 64, 128, 8, 3),
-            256: Tile(64, 32, 64, 8, 2),
+            256: Tile(64, 64, 64, 4, 3),
         },
         "bf16": {
-            64: Tile(64, 64, 64, 4, 4, 168),  # three programs a multiprocessor
-            128: Tile(64, 64, 128, 4, 2),
-            256: Tile(64, 64, 256, 8, 2),
+            64: Tile(64, 128, 64, 4, 3, 168),  # three programs a multiprocessor
+            128: Tile(128, 64, 128, 4, 2),
+            256: Tile(64, 64, 256, 4, 2),
         },
         "fp16": {
             64: Tile(128, 64, 64, 8, 3),
             128: Tile(128, 64, 128, 8, 3),
-            256: Tile(64, 32, 256, 8, 2),
+            256: Tile(128, 64, 256, 8, 3),
         },
     },
     100: {
@@ -105,7 +106,7 @@ INTERPRETER_TILE = Tile(64, 64, 64, 4, 1)
 
 # A program per block of rows: with fewer rows than this many blocks, blocks get smaller.
 ENOUGH_PROGRAMS = 128
-MIN_ROWS = 32
+MIN_ROWS = 16
 
 # Wider rows are cut into gradient blocks of WIDE_BLOCK columns, each of which recomputes the tile.
 MAX_WHOLE_WIDTH = 256
