@@ -56,8 +56,7 @@ def adaptive_info_nce(
         histogram_bins: also return counts, from the same pass.
         reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
         backend: None (the fastest one known for these tensors), "reference", "cpp", "triton" (on CPU
-            tensors under TRITON_INTERPRET=1) or "cuda". The last two are never chosen by themselves,
-            since they have not run on a card yet.
+            tensors under TRITON_INTERPRET=1) or "cuda".
 
     Returns:
         The loss, 0-d or (2B,), float32 (float64 for float64 `z`); with `histogram_bins` a pair

@@ -1,6 +1,6 @@
 """Forward + backward on a GPU, against eager, torch.compile and published losses.
 
-    pytest bench/test_gpu_kernels.py        -> bench/results/gpu-<card>.json and .png
+    pytest bench/test_gpu_kernels.py        -> bench/results/gpu-<card>.json, .md and .png
 
 Times are medians by CUDA events over inputs that take turns, as many as fill the L2 cache twice, but
 at most 100: small ones stay in it.
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import report_gpu
 import torch
 from provenance import commit
 from torch import Tensor
@@ -203,7 +204,7 @@ class Report:
 
 @pytest.fixture(scope="session")
 def report() -> Iterator[Report]:
-    """What is collected; the plot is drawn when the session ends."""
+    """What is collected; table and plot are made when the session ends."""
     card = torch.cuda.get_device_name()
     name = "gpu-" + "".join(c if c.isalnum() else "-" for c in card.lower())
     path = RESULTS / f"{name}.json"
@@ -223,7 +224,7 @@ def report() -> Iterator[Report]:
         if earlier["commit"] == collected["commit"] != "unknown":
             collected["records"] = earlier["records"]
     yield Report(path, collected)
-    plot(collected, path.with_suffix(".png"))
+    report_gpu.write(path)
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -269,22 +270,3 @@ def test_forward_and_backward(report: Report, name: str, form: str, d: int, n: i
             record[f"fraction_of_{schedule}_limit"] = 1e3 * seconds / ms
     report.add(record)
     print(record)
-
-
-def plot(collected: dict, path: Path) -> None:
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    figure, axes = pyplot.subplots(1, len(FORMATS), figsize=(15, 5), sharey=True)
-    for axis, form in zip(axes, FORMATS, strict=True):
-        for name in LOSSES:
-            points = sorted(
-                (r["n"], r["ms"])
-                for r in collected["records"]
-                if (r["name"], r["format"], r["d"]) == (name, form, WIDTHS[0])
-            )
-            if points:
-                axis.loglog(*zip(*points, strict=True), marker="o", label=name)
-        axis.set(title=f"{form}, D = {WIDTHS[0]}", xlabel="rows N")
-    axes[0].set_ylabel("forward + backward, ms")
-    axes[0].legend()
-    figure.suptitle(collected["card"])
-    figure.savefig(path, dpi=120)

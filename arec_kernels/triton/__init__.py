@@ -1,8 +1,7 @@
 """Triton kernels for CUDA tensors, and for CPU tensors under TRITON_INTERPRET=1.
 
-Nothing here has run on a card yet: the interpreter checks the results, and compiled code is checked
-for registers and shared memory. Speed on a card has not been measured, so this backend is never the
-default (`registration.DEFAULTS`): it runs where `backend="triton"` asks for it.
+Tested on an H100 and an H200 with torch 2.11 and Triton 3.6, where they are the default
+(`registration.choose_backend`); for 8.0 and 10.0 they have been compiled but not run.
 
 The kernels stream tiles of the similarity matrix, which is never stored: memory is O(N D). Every
 launch goes to the current stream of the tensor's device, nothing synchronises with the host, and
