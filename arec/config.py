@@ -136,7 +136,7 @@ class Config(BaseModel):
         le=1,
         description="all-positions: share of long sequences that give a random window, not the last",
     )
-    gradient_clip: float = Field(5.0, gt=0, description="largest norm of the gradient")
+    gradient_clip: float = Field(5.0, ge=0, description="largest norm of the gradient; 0: no limit")
     patience: int = Field(
         10, ge=1, description="stop after so many epochs without a better validation NDCG@10"
     )

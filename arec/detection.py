@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from arec.data.batches import Batch
 from arec.objectives import AdaptiveRec
@@ -20,7 +21,8 @@ def false_negative_detection(
 
     A pair of rows, not partners, is a true false negative when the planted intents of their targets
     are the same. The op itself counts: with the intents as groups it leaves such pairs out, so
-    what M⁺ loses by that are the true ones.
+    what M⁺ loses by that are the true ones. Pairs that the objective knows to have one target are
+    no candidates.
 
     Args:
         batches: with ``intents``; the objective sees them without dropout.
@@ -36,12 +38,19 @@ def false_negative_detection(
     device = next(objective.parameters()).device
     for batch in batches:
         batch = batch.to(device)
-        for z in objective.view_pairs(batch):
-            k = objective.thresholds(z, objective.groups(batch))
-            for row, groups in enumerate((None, batch.intents)):
-                _, stats = adaptive_info_nce(z, k, groups=groups, histogram_bins=1)
-                totals[row, 0] += stats.positives.sum().cpu()
-                totals[row, 1] += stats.histogram.sum().cpu()
+        known = objective.groups(batch)
+        pairs = objective.view_pairs(batch)
+        own = batch.intents[: len(batch.lengths)].repeat(2)
+        # The first of two pairs ("us") has two views of the own sequence, as "un" has.
+        for z, intents in zip(pairs, (own, batch.intents)[-len(pairs) :]):
+            k = objective.thresholds(z, known)
+            candidates = _above_and_all(z, k, known)
+            totals[0] += candidates
+            if known is None:
+                totals[1] += _above_and_all(z, k, intents)
+            else:  # those left out by neither: no single grouping does that
+                both = known.repeat(2) * (intents.max() + 1) + intents
+                totals[1] += candidates + _above_and_all(z, k, intents) - _above_and_all(z, k, both)
     (selected, candidates), (selected_false, candidates_false) = totals.tolist()
     selected_true, true = selected - selected_false, candidates - candidates_false
     return {
@@ -50,6 +59,12 @@ def false_negative_detection(
         "base_rate": true / max(candidates, 1),
         "selected": selected / max(candidates, 1),
     }
+
+
+def _above_and_all(z: Tensor, k: Tensor, groups: Tensor | None) -> Tensor:  # (2,) int64
+    """How many pairs are above their row's threshold, and how many there are."""
+    _, stats = adaptive_info_nce(z, k, groups=groups, histogram_bins=1)
+    return torch.stack([stats.positives.sum(), stats.histogram.sum()]).cpu()
 
 
 @torch.no_grad()

@@ -204,8 +204,11 @@ def collapse(runs: Sequence[Run]) -> Figure:
         "SimThres k, mean over rows (cosine similarity)",
     )
     for run in runs:
-        style, what = ("--", " (without)") if _unregularised(run) else ("-", "")
-        axes.plot(*run.curve("k_mean"), style, marker=".", label=run.name + what)
+        style, what = ("--", "without") if _unregularised(run) else ("-", "with")
+        h = run.config.threshold_grad
+        gradient = "no gradient to k" if h is None else f"gradient to k, h = {h}"
+        label = f"{run.name} ({what}; {gradient})"
+        axes.plot(*run.curve("k_mean"), style, marker=".", label=label)
     axes.set_ylim(-1.1, 1.1)
     _whole_epochs(axes.xaxis)
     _legend(figure)
@@ -294,7 +297,11 @@ def false_negatives(runs: Sequence[Run]) -> Figure:
 
 
 _ADAPTIVEREC = {"method": "adaptiverec"}
-_WITH_DUOREC = ({"method": "duorec"}, _ADAPTIVEREC)
+_WITH_DUOREC = [
+    {"method": method, "views": views}
+    for method in ("duorec", "adaptiverec")
+    for views in ("us_x", "su", "un")
+]
 _MASK_ONLY = {**_ADAPTIVEREC, "positives": False}
 _FREE = {"regulariser": "paper", "lambda_reg": 0.0, "threshold_grad": 0.05}
 
@@ -305,7 +312,7 @@ FIGURES = {
         "runs that log similarities (contrastive methods do)",
         _logging("similarity_histogram"),
         similarity,
-        _WITH_DUOREC,
+        [{"method": "cl4srec", "views": "cl4srec"}, {"method": "duorec"}, _ADAPTIVEREC],
     ),
     "uniformity.png": Plot(
         "Fig. 3, uniformity",
@@ -334,7 +341,7 @@ FIGURES = {
         "regulariser and is else the same",
         _collapse_runs,
         collapse,
-        [_MASK_ONLY, {**_MASK_ONLY, **_FREE}],
+        [_MASK_ONLY, {**_MASK_ONLY, "threshold_grad": _FREE["threshold_grad"]}, {**_MASK_ONLY, **_FREE}],
     ),
     "widths.png": Plot(
         "Appendix B, similarities by hidden_size",

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from arec.checkpoint import (
+    BEST,
     CONFIG,
     METRICS,
     RunError,
+    check_data,
     load_data,
+    load_state,
     located,
     read_config,
     write_bytes,
@@ -31,7 +34,7 @@ from arec.train import train
 
 FIGURES_OF = "figures"
 PAPER = TABLES["table1"].datasets
-VIEWS = "us_x"  # of the paper's figures and of its Table 1
+VIEWS = "us_x"  # of the paper's Table 1, and of its figures where they do not compare views
 
 # Where a run stands, and its settings.
 Planned = tuple[Path, Config]
@@ -77,7 +80,7 @@ class Plan:
         """Only the sweep of the quantile has use for more seeds than one."""
         return {
             file: [
-                self.run(views=VIEWS, seed=seed, **settings)
+                self.run(**{"views": VIEWS, **settings}, seed=seed)
                 for seed in (seeds if file == "quantile.png" else seeds[:1])
                 for settings in plot.made_of
             ]
@@ -108,14 +111,19 @@ def find_missing(runs: Iterable[Planned]) -> list[Planned]:
     """The runs to train, one seed after the other.
 
     Raises:
-        RunError: a folder holds a run of other settings.
-        DataError: a data set that they need cannot be had; said here and not in a day.
+        RunError: a folder holds a run of other settings, or of other data.
+        DataError: a data set cannot be had; said here and not in a day.
     """
     ordered = sorted(dict(runs).items(), key=lambda run: run[1].seed)
-    missing = [(folder, config) for folder, config in ordered if not is_finished(folder, config)]
-    for config in {config.dataset: config for _, config in missing}.values():
-        load_data(config)
-    return missing
+    finished = {folder: is_finished(folder, config) for folder, config in ordered}
+    data = {}  # the built-in ones depend on the seed
+    for folder, config in ordered:
+        which = config.dataset, config.seed if config.dataset == "builtin" else None
+        if which not in data:
+            data[which] = load_data(config).sequences
+        if finished[folder]:
+            check_data(folder / BEST, load_state(folder / BEST), config, data[which])
+    return [(folder, config) for folder, config in ordered if not finished[folder]]
 
 
 def train_all(missing: Sequence[Planned]) -> None:

@@ -181,7 +181,8 @@ class Trainer:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
                 loss, scalars = self.objective(batch.to(self.device))
             (batch.weight * loss).backward()
-            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.gradient_clip)
+            if limit := self.config.gradient_clip:
+                torch.nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
             self.optimizer.step()
             self.schedule.step()
             for name, value in {"loss": loss.detach(), **scalars}.items():

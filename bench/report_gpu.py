@@ -104,7 +104,7 @@ def plot(collected: dict, path: Path) -> None:
             axis.loglog(*zip(*points, strict=True), style, marker="o", label=name)
         axis.set(title=f"{form}, D = {D}, {collected['card']}", xlabel="rows N")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", loc="lower right")
     axes[0][0].set_ylabel("forward + backward, ms")
     figure.savefig(path, dpi=110)
 

@@ -13,10 +13,10 @@ from arec.objectives import AdaptiveRec
 SIZE, LENGTH = 10, 4
 
 
-def make_objective(**settings) -> AdaptiveRec:
+def make_objective(views: str = "su", **settings) -> AdaptiveRec:
     torch.manual_seed(0)
     encoder = Encoder(9, max_length=LENGTH, hidden_size=8, feed_forward=8, dropout=0.5)
-    objective = AdaptiveRec(encoder, Config(views="su", **settings)).train()
+    objective = AdaptiveRec(encoder, Config(views=views, **settings)).train()
     torch.nn.init.constant_(objective.threshold.layers[-1].bias, 0.3)
     return objective
 
@@ -28,22 +28,33 @@ def make_batch(rows: int) -> Batch:
     return Batch(inputs, inputs, full, partners, full, intents)
 
 
-def test_counts_are_those_of_the_pairs() -> None:
-    objective = make_objective()
+@pytest.mark.parametrize("same_target_negatives", [True, False])
+@pytest.mark.parametrize("views", ["su", "us"])
+def test_counts_are_those_of_the_pairs(views, same_target_negatives) -> None:
+    objective = make_objective(views, same_target_negatives=same_target_negatives)
     batches = [make_batch(SIZE), make_batch(1)]  # the second has no candidates at all
     found = false_negative_detection(objective, batches)
 
-    (z,) = objective.view_pairs(batches[0])
-    s = F.cosine_similarity(z[:, None], z[None], dim=-1)
-    candidate = ~torch.eye(2 * SIZE, dtype=torch.bool).roll(SIZE, 0) & ~torch.eye(2 * SIZE).bool()
-    selected = (s > objective.thresholds(z).repeat(2)[:, None]) & candidate
-    intents = batches[0].intents
-    true = (intents[:, None] == intents) & candidate
-    assert 0 < selected.sum() < candidate.sum()
-    assert found["precision"] == pytest.approx((selected & true).sum() / selected.sum())
-    assert found["recall"] == pytest.approx((selected & true).sum() / true.sum())
-    assert found["base_rate"] == pytest.approx(true.sum() / candidate.sum())
-    assert found["selected"] == pytest.approx(selected.sum() / candidate.sum())
+    partner = torch.eye(2 * SIZE, dtype=torch.bool).roll(SIZE, 0)
+    targets = batches[0].anchor_targets.repeat(2)
+    known = targets[:, None] == targets
+    assert (known & ~partner).sum() > 2 * SIZE, "or nothing would be left out"
+    candidate = ~partner & ~torch.eye(2 * SIZE).bool()
+    if not same_target_negatives:
+        candidate &= ~known
+    intents = {"un": batches[0].intents[:SIZE].repeat(2), "su": batches[0].intents}
+    counts = torch.zeros(4)
+    for z, pair in zip(objective.view_pairs(batches[0]), ("un", "su") if views == "us" else (views,)):
+        s = F.cosine_similarity(z[:, None], z[None], dim=-1)
+        selected = (s > objective.thresholds(z).repeat(2)[:, None]) & candidate
+        true = (intents[pair][:, None] == intents[pair]) & candidate
+        counts += torch.stack([x.sum() for x in (selected & true, selected, true, candidate)])
+    both, selected, true, candidates = counts.tolist()
+    assert 0 < both < selected < candidates
+    assert found["precision"] == pytest.approx(both / selected)
+    assert found["recall"] == pytest.approx(both / true)
+    assert found["base_rate"] == pytest.approx(true / candidates)
+    assert found["selected"] == pytest.approx(selected / candidates)
 
 
 def test_spread_is_that_of_k_and_of_the_rows_own_quantiles() -> None:

@@ -109,12 +109,14 @@ def test_figures_share_their_runs(log_file, tmp_path, monkeypatch, capsys) -> No
     folders = {path.parent.name: path for path in runs.glob("*/metrics.json")}
     seed0 = [name for name in folders if name.endswith("seed0")]
     swept = [name for name in seed0 if "-quantile-" in name]
-    assert len(swept) == 6 and len(seed0) == 2 + 6 + 3 + 2, "quantiles, widths and Appendix A"
+    assert len(swept) == 6 and len(seed0) == 7 + 6 + 3 + 3, (
+        "methods on their views, quantiles, widths, Appendix A"
+    )
     assert len(folders) == len(seed0) + 1 + 6, "further seeds are for the sweep"
 
     written = {path: path.stat().st_mtime_ns for path in folders.values()}
     call(monkeypatch, "table1", *options)
-    assert len([*runs.glob("*/metrics.json")]) == len(folders) + 2 + 1, "cl4srec, and duorec's seed 1"
+    assert len([*runs.glob("*/metrics.json")]) == len(folders) + 2, "seed 1 of cl4srec and duorec"
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
 
 
@@ -190,6 +192,19 @@ def test_a_run_with_other_settings_is_never_taken_for_ours(
         call(monkeypatch, *options, "--quantile", "0.8")
     assert exit.value.code == 2
     assert "seed0: holds a run with quantile 0.9, expected 0.8" in capsys.readouterr().err
+
+
+def test_runs_of_other_data_are_never_taken_for_ours(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    options = ["table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY]
+    call(monkeypatch, *options)
+    capsys.readouterr()
+    log_file.write_text(log_file.read_text() + "one-more film1 film2 film3 film4 film5\n")
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, *options)
+    assert exit.value.code == 2
+    assert "trained on other data than" in capsys.readouterr().err
 
 
 def figures(value: float) -> dict:

@@ -458,3 +458,22 @@ def test_a_simthres_that_never_came_down_is_said(
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 3,
          "--views", "su", "--simthres", simthres, *SMALL)  # fmt: skip
     assert ("SimThres stayed above" in capsys.readouterr().err) == warns
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3])
+def test_gradients_have_the_norm_that_is_allowed(log_file, tmp_path, monkeypatch, limit) -> None:
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def recorded(self, *args, **kwargs):
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(grads).item())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1,
+         "--gradient-clip", limit, *SMALL)  # fmt: skip
+    if limit:
+        assert norms == pytest.approx([limit] * len(norms), rel=1e-2)
+    else:
+        assert min(norms) > 1e-2
