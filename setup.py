@@ -3,13 +3,15 @@
 The CPU kernels are one source compiled once for each instruction set that the compiler knows. Without
 a C++ compiler that knows half precision (gcc 12) the package installs without the extension and runs
 on the PyTorch reference. The CUDA kernels are built where torch was built with CUDA and nvcc is there,
-for the architectures of TORCH_CUDA_ARCH_LIST or the cards of this machine; AREC_CUDA=0 leaves them out.
+for the architectures of TORCH_CUDA_ARCH_LIST or the cards of this machine; AREC_CUDA=0 leaves them out,
+and with AREC_CUDA=1 the installation fails where they cannot be built.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +29,7 @@ TORCH_FLOOR = (2, 10)
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of TORCH_FLOOR
 CPU = Path("csrc/cpu")
 CUDA = Path("csrc/cuda")
+WANT_CUDA = os.environ.get("AREC_CUDA")  # "0": never; "1": or fail; else where they can be built
 CUDA_ARCHITECTURES = "8.0 9.0+PTX"  # where there is neither a list nor a card: newer ones compile the rest
 KERNELS = CPU / "kernels.cpp"
 CPU_EXTENSION = "arec_kernels._C"
@@ -67,7 +70,7 @@ class Build(BuildExtension):
         # Whatever it is: another CUDA than torch's, a compiler that nvcc does not know, an old card, …
         except Exception as error:
             rest = [extension for extension in self.extensions if extension.name == CPU_EXTENSION]
-            if len(rest) == len(self.extensions):
+            if len(rest) == len(self.extensions) or WANT_CUDA == "1":
                 raise
             print(f"arec: {error}\narec: installing without the CUDA C++ kernels", file=sys.stderr)
             for stale in Path("arec_kernels").glob("_C_cuda*"):  # of an earlier build
@@ -112,11 +115,27 @@ def cpu_extensions() -> list:
     ]
 
 
+def cuda_libraries() -> list[str]:
+    """Where nvcc says that its libraries are. torch looks in CUDA_HOME/lib64, which is elsewhere where
+    nvcc is a script or conda's."""
+    command = [str(Path(CUDA_HOME) / "bin" / "nvcc"), "--dryrun", str(CUDA / "ops.cu")]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    return [path for path in re.findall(r'"-L([^"]+)"', said) if Path(path).is_dir()]
+
+
 def cuda_extensions() -> list:
-    if os.environ.get("AREC_CUDA") == "0" or not torch.version.cuda:
+    if WANT_CUDA == "0":
         return []
-    if not CUDA_HOME or not shutil.which(str(Path(CUDA_HOME) / "bin" / "nvcc")):
-        print("arec: nvcc is not there: installing without the CUDA C++ kernels", file=sys.stderr)
+    lack = None
+    if not torch.version.cuda:
+        lack = "this build of torch has no CUDA"
+    elif not CUDA_HOME or not shutil.which(str(Path(CUDA_HOME) / "bin" / "nvcc")):
+        lack = "nvcc is not there"
+    if lack and WANT_CUDA == "1":
+        sys.exit(f"arec: {lack}: cannot build the CUDA C++ kernels that AREC_CUDA=1 asks for")
+    if lack:
+        if torch.version.cuda:
+            print(f"arec: {lack}: installing without the CUDA C++ kernels", file=sys.stderr)
         return []
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
@@ -125,6 +144,7 @@ def cuda_extensions() -> list:
             "arec_kernels._C_cuda",
             [str(path) for path in sorted(CUDA.glob("*.cu"))],
             include_dirs=[str(CUDA.resolve())],
+            library_dirs=cuda_libraries(),
             depends=headers(CUDA),
             extra_compile_args={"cxx": [*CUDA_FLAGS, HIDDEN],
                                 "nvcc": [*CUDA_FLAGS, "-Xcompiler", HIDDEN]},

@@ -110,8 +110,12 @@ class Launcher {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(z.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
     int major = 0;
-    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, z.get_device_index()));
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, z.get_device_index()));
+    const auto attribute = [&](int& value, cudaDeviceAttr which) {
+      check(cudaDeviceGetAttribute(&value, which, z.get_device_index()));
+    };
+    attribute(multiprocessors_, cudaDevAttrMultiProcessorCount);
+    attribute(most_shared_bytes_, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    attribute(major, cudaDevAttrComputeCapabilityMajor);
     STD_TORCH_CHECK(major >= 8, "backend 'cuda' cannot run here: expected compute capability 8.0 or newer, got ",
                     major, ".x");
   }
@@ -132,16 +136,18 @@ class Launcher {
   }
 
  private:
-  // More than 48 KiB have to be asked for.
+  // More than 48 KiB have to be asked for: as much as there is, so that a launch by another thread, which may
+  // need more than this one, still can run.
   template <class... Args>
-  static void allow(void (*kernel)(Args...), int shared_bytes) {
+  void allow(void (*kernel)(Args...), int shared_bytes) const {
     if (shared_bytes > 48 << 10)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared_bytes_));
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
   cudaStream_t stream_;
   int multiprocessors_;
+  int most_shared_bytes_;
 };
 
 }  // namespace arec::cuda
