@@ -105,9 +105,11 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
       for (int64_t d = from; d < z.width; ++d) row[d] = 0;
     } else {
       for (int64_t d = from; d < z.width; ++d) halves[d] = 0;
-      if (z.row_pairs) {
-        uint16_t* const pairs = (uint16_t*)(z.row_pairs + i / 2 * z.width) + i % 2;
-        for (int64_t d = 0; d < z.width; ++d) pairs[2 * d] = halves[d];
+      if (z.row_pairs && i % 2 == 1) {
+        const uint16_t *const even = halves - z.width, *const odd = halves;
+        uint32_t* const pairs = (uint32_t*)(z.row_pairs + i / 2 * z.width);
+#pragma GCC ivdep
+        for (int64_t d = 0; d < z.width; ++d) pairs[d] = even[d] | uint32_t(odd[d]) << 16;
       }
     }
   }
