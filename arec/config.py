@@ -226,6 +226,8 @@ class Config(BaseModel):
             raise ValueError('partner_weight: expected less than 1 with weighting = "printed"')
         if (self.views == "cl4srec") != (self.method == "cl4srec") and self.method != "adaptiverec":
             raise ValueError(f"views: {self.views!r} does not go with method {self.method!r}")
+        if self.contrastive and self.batch_size < 2:
+            raise ValueError("batch_size: expected at least 2, to have sequences to contrast")
         if self.similarity == "dot" and self.method == "adaptiverec":
             raise ValueError("similarity: adaptiverec compares cosines with SimThres, got 'dot'")
         return self

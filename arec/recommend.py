@@ -103,7 +103,8 @@ def main() -> None:
             if len(unknown) == len(arguments.users):
                 raise RunError(f"{message}; there is, for example, {sequences.user_ids[users[0]]!r}")
             print(f"{parser.prog}: {message}", file=sys.stderr)
-        users = np.array([number[name] for name in arguments.users if name in number])
+        known = dict.fromkeys(name for name in arguments.users if name in number)
+        users = np.array([number[name] for name in known])
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["user", "rank", "item", "score"])
     objective.to(pick_device(config.device))

@@ -15,6 +15,9 @@ import numpy as np
 # What others have published, whole ranking, leave-one-out, without timestamps.
 PUBLISHED = Path(__file__).with_name("published.json")
 
+# Of an epoch of AdaptiveRec, a row. With fewer in every epoch its loss was DuoRec's.
+FEWEST_POSITIVES = 0.01
+
 _NAMES = {"cl4srec": "CL4SRec", "duorec": "DuoRec", "adaptiverec": "AdaptiveRec"}
 
 # Method and view pairs -> metrics.json of every seed.
@@ -138,6 +141,13 @@ def to_markdown(name: str, dataset: str, results: Results, settings: str) -> str
         "",
         f"{table.protocol} Improv.: AdaptiveRec over DuoRec. {settings}",
     ]
+    adaptive = [run for (method, _), runs in results.items() if method == "adaptiverec" for run in runs]
+    idle = sum(run.get("most_positives_per_row", 1) < FEWEST_POSITIVES for run in adaptive)
+    if idle:
+        lines.append(
+            f"In {idle} of {len(adaptive)} runs of AdaptiveRec no pair was above SimThres: their loss was "
+            "DuoRec's."
+        )
     if paper:
         notes = others["notes"][name].get(dataset, [])
         lines.append(" ".join([f"Paper: {others['source']}.", *notes]))

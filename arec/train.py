@@ -31,6 +31,7 @@ from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import RECIPE_NAMES, Config
 from arec.evaluate import evaluate_run
 from arec.results import final_metrics, format_results
+from arec.tables import FEWEST_POSITIVES
 from arec.trainer import Trainer
 
 log = logging.getLogger("arec")
@@ -123,10 +124,11 @@ def _fit_and_rank(trainer: Trainer) -> str:
         folder,
     )
     records = trainer.fit()
-    if config.positives and max(r.get("positives_per_row", 1) for r in records) < 0.01:
+    most_positives = max(record.get("positives_per_row", 0) for record in records)
+    if config.method == "adaptiverec" and config.contrastive and most_positives < FEWEST_POSITIVES:
         log.warning(
             "SimThres stayed above the similarities, so no pair became a positive and the loss was "
-            "DuoRec's; train more steps (--epochs, a smaller --batch-size), or take --simthres row, "
+            "DuoRec's; train more steps (--epochs, another --batch-size), or take --simthres row, "
             "which needs none"
         )
     _, _, objective = load_run(folder)
@@ -138,6 +140,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
         "minutes": sum(record["seconds"] for record in records) / 60,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "most_positives_per_row": most_positives,
         **final_metrics(objective.to(trainer.device), split, config, candidates),
     }
     write_json(folder / METRICS, metrics)

@@ -151,4 +151,5 @@ def _rows(name: str, value: Tensor, z: Tensor) -> Tensor:
 
 def _is_finite_number(value: object) -> bool:
     """A tensor is refused: its gradient would be lost without a word."""
-    return isinstance(value, Real) and math.isfinite(value)
+    # By comparison, which torch.compile follows for numbers that change from call to call.
+    return isinstance(value, Real) and -math.inf < value < math.inf

@@ -65,14 +65,16 @@ def adaptive_info_nce(
 
     Raises:
         ValueError: an argument is not as described.
-        RuntimeError: `backend` cannot run here; or a second derivative or a transform of torch.func
-            through a compiled backend ("reference" has them).
+        RuntimeError: `backend` cannot run here; or a second derivative or one of torch.func through a
+            compiled backend ("reference" has them).
     """
     check_views(z)
     check_options(temperature, partner_weight, denominator, weighting, threshold_grad,
                   histogram_bins, reduction)
     threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
     backend = choose_backend(backend, z)
+    if threshold_grad is None:
+        threshold = threshold.detach()
     if backend == "reference":
         return reference.adaptive_info_nce(
             z, threshold, temperature=temperature, groups=groups, positives=positives,

@@ -88,7 +88,7 @@ class TrainingBatches:
     one) would count more than others.
 
     Raises:
-        DataError: no user has two training items.
+        DataError: no user has two training items, or there is one item alone.
     """
 
     def __init__(
@@ -117,6 +117,10 @@ class TrainingBatches:
             raise DataError(
                 f"{split.sequences.name}: no user has 2 items to train with (of 3 items and more, the "
                 "last 2 are for validation and test), so there is nothing to learn"
+            )
+        if split.sequences.num_items < 2:
+            raise DataError(
+                f"{split.sequences.name}: expected at least 2 items, got 1: there is nothing to rank"
             )
         self.index = TargetIndex(split) if partners else None
 

@@ -164,6 +164,9 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
     header = dialect.fields is None
     if header:
         fields = next(_records(data, dialect), (1, []))[1]
+        if not fields:
+            found = "a blank line" if data.strip() else "an empty file"
+            raise DataError(f"{where}: expected a header line, found {found}")
         if "\ufffd" in "".join(fields):
             raise DataError(f"{where}: not UTF-8 text")
         columns = _chosen_columns(where, dialect.columns, fields)
@@ -205,7 +208,8 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
     bad = (_incomplete(result) & ~blank).arg_true()
     if len(bad):
         line, values = next(islice(_records(data, dialect), bad[0] + header, None))
-        _check_time(f"{where}, line {line}", columns, result, bad[0], column)
+        if len(values) == len(fields):
+            _check_values(f"{where}, line {line}", columns, result, bad[0], column)
         raise complain(line, values)
     return result.filter(~blank)
 
@@ -234,7 +238,7 @@ def _read_parquet(where: str, data: bytes, columns: Columns) -> pl.DataFrame:
     bad = _incomplete(result).arg_true()
     if len(bad):
         place, row = f"{where}, row {bad[0] + 1}", frame.row(bad[0], named=True)
-        _check_time(place, columns, result, bad[0], frame.get_column)
+        _check_values(place, columns, result, bad[0], frame.get_column)
         raise DataError(f"{place}: expected a user, an item, a time, got {row}")
     return result
 
@@ -249,7 +253,7 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
             f"got {names}"
         )
     if not _named(columns) <= set(header):
-        found = textwrap.shorten(", ".join(header), 160, placeholder=" …") or "none"
+        found = textwrap.shorten(", ".join(map(repr, header)), 160, placeholder=" …")
         raise DataError(
             f"{where}: expected the columns {', '.join(sorted(_named(columns)))}; found {found}. "
             "Text files need a header line. "
@@ -272,15 +276,19 @@ def _interactions(user: pl.Series, item: pl.Series, time: pl.Series | None) -> p
     return frame if time is None else frame.with_columns(_as_number(time).alias("time"))
 
 
-def _check_time(
+def _check_values(
     place: str, columns: Columns, result: pl.DataFrame, row: int, column: Callable[[str], pl.Series]
 ) -> None:
-    """Raises `DataError` if it is the time that an incomplete row has, but wrong."""
-    if None in result.row(row)[:2]:
+    """Raises `DataError` if an incomplete row has one value that is missing or wrong."""
+    missing = [name for name, value in result.row(row, named=True).items() if value is None]
+    if len(missing) > 1:
         return
-    value = column(columns.time)[row]
-    if value is not None:
-        raise DataError(f"{place}: expected {_TIME} as {columns.time}, got {value!r}")
+    name = getattr(columns, missing[0])
+    value = column(name)[row]
+    if value is None or isinstance(value, str) and not value.strip():
+        raise DataError(f"{place}: {name} is empty")
+    if missing[0] == "time":
+        raise DataError(f"{place}: expected {_TIME} as {name}, got {value!r}")
 
 
 def _as_id(column: pl.Series) -> pl.Series:
@@ -294,11 +302,12 @@ def _as_number(time: pl.Series) -> pl.Series:
     """Numbers as they are, dates in microseconds, null where there is neither."""
     if time.dtype == pl.String:
         text = time.str.strip_chars()
-        # Whole numbers first: a float would merge neighbouring nanoseconds.
+        # Whole numbers first: a float would merge neighbouring nanoseconds. None of more digits than
+        # an int64 has is taken, for the same reason.
         for dtype in (pl.Int64, pl.Float64):
             time = text.cast(dtype, strict=False)
             if time.null_count() == text.null_count():
-                return _finite(time)
+                return _finite(time).set(text.str.contains(r"^[+-]?\d{20,}$"), None)
         dates = _dates(text)
         return dates if dates.null_count() < time.null_count() else _finite(time)
     if time.dtype in (pl.Date, pl.Datetime):

@@ -34,6 +34,7 @@ def test_round_trip_through_toml() -> None:
         ({"seed": 2**63}, "seed: Input should be less than"),
         ({"heads": 3}, "heads: expected a divisor of hidden_size=64"),
         ({"weighting": "printed", "partner_weight": 1}, "partner_weight: expected less than 1"),
+        ({"batch_size": 1}, "batch_size: expected at least 2"),
         ({"dropout": float("nan")}, "dropout: "),
         ({"learning_rate": float("inf")}, "learning_rate: "),
     ],

@@ -233,6 +233,16 @@ def test_stands_beside_the_paper(name) -> None:
     assert ("chance level" if name == "table2" else "same to the last digit") in text
 
 
+@pytest.mark.parametrize("most", [0.0, 5.0])
+def test_runs_in_which_simthres_did_nothing_are_counted(most) -> None:
+    results = {
+        key: [figures(0.1) | {"most_positives_per_row": most * (key[0] == "adaptiverec")}]
+        for key in tables.TABLES["table1"].runs()
+    }
+    text = tables.to_markdown("table1", "walks", results, "")
+    assert ("In 1 of 1 runs of AdaptiveRec no pair was above SimThres" in text) == (most == 0)
+
+
 def test_the_published_figures_agree_with_themselves() -> None:
     """The paper computed its Improv. column before rounding."""
     published = tables.published()

@@ -78,13 +78,22 @@ def test_one_user(tmp_path, monkeypatch, capsys) -> None:
     assert "alignment" in record and "uniformity" not in record
 
 
-def test_nobody_to_train_with_leaves_nothing_behind(tmp_path, monkeypatch, capsys) -> None:
-    folder, log_file = tmp_path / "run", tmp_path / "threes.txt"
-    log_file.write_text("u1 a b c\nu2 b c a\nu3 c a b\n")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("u1 a b c\nu2 b c a\nu3 c a b\n", "no user has 2 items to train with"),
+        ("u1 a a a a\nu2 a a a a\n", "expected at least 2 items, got 1"),
+    ],
+)
+def test_nothing_to_train_on_leaves_nothing_behind(
+    tmp_path, monkeypatch, capsys, text, message
+) -> None:
+    folder, log_file = tmp_path / "run", tmp_path / "log.txt"
+    log_file.write_text(text)
     with pytest.raises(SystemExit) as exit:
         call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--k-core", 1, *SMALL)
     assert exit.value.code == 2
-    assert "no user has 2 items to train with" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not folder.exists()
 
 
@@ -349,7 +358,8 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
         scores = [float(row["score"]) for row in mine]
         assert scores == sorted(scores, reverse=True)
 
-    call(recommend, monkeypatch, folder, "--top", 30, "--users", "nobody", "user14", "else")
+    call(recommend, monkeypatch, folder, "--top", 30, "--users", "nobody", "user14", "else",
+         "user14")  # fmt: skip
     known, error = capsys.readouterr()
     expected = [row["item"] for row in mine]
     assert [row["item"] for row in csv.DictReader(known.splitlines())] == expected

@@ -129,6 +129,7 @@ def test_no_threshold_gradient_without_a_width(backend: str, device: str) -> Non
     k = torch.full((8,), 0.1, device=device, requires_grad=True)
     adaptive_info_nce(z, k, backend=backend).backward()
     assert z.grad is not None and k.grad is None
+    assert not adaptive_info_nce(z.detach(), k, backend=backend).requires_grad
 
 
 def test_groups_of_sequences_are_those_of_both_views(backend: str, device: str) -> None:

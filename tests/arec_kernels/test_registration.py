@@ -80,6 +80,18 @@ def test_compiled_default_backend_and_scalar_threshold(device: str) -> None:
         torch.testing.assert_close(grad, expected)
 
 
+def test_compiled_for_any_rows_and_temperature(compiled: str, device: str) -> None:
+    torch.compiler.reset()
+
+    def loss(z: torch.Tensor, temperature: float) -> torch.Tensor:
+        return adaptive_info_nce(z, 0.1, temperature=temperature, backend=compiled)
+
+    dynamic = torch.compile(loss, fullgraph=True, dynamic=True)
+    for n, temperature in ((12, 0.5), (20, 0.2)):
+        z = make_rows(n, 5, device=device)
+        torch.testing.assert_close(dynamic(z, temperature), loss(z, temperature))
+
+
 def test_compiled_reference() -> None:
     torch.compiler.reset()
     z = make_rows(12, 5)

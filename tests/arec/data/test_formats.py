@@ -136,7 +136,7 @@ def test_other_dates_are_not_guessed(tmp_path, date):
     ("header", "row", "message"),
     [
         ("user,item,timestamp", 'u,"a,1', "log.csv, line 20002: expected 'user,item,timestamp'"),
-        ('user,"item,timestamp', "u,a,1", "expected the columns item, timestamp, user; found user"),
+        ('user,"item,timestamp', "u,a,1", "expected the columns item, timestamp, user; found 'user'"),
     ],
 )
 def test_a_quote_that_is_never_closed(tmp_path, header, row, message):
@@ -171,7 +171,14 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("ratings.dat", "1::2::3::4\n1::2::3::4::5\n", "line 2: expected"),
         ("ratings.dat", "1,2,3,4\n", "line 1: expected"),
         ("u.data", "1\t2\t3\tnoon\n", "line 1: expected"),
-        ("u.data", "1\t2\t3\t4\n1\t\t3\t4\n", "line 2: expected"),
+        ("u.data", "1\t2\t3\t4\n1\t\t3\t4\n", "line 2: item is empty"),
+        ("log.csv", "user,item,timestamp\n1,2,3\n ,2,3\n", "line 3: user is empty"),
+        ("log.csv", "user,item,timestamp\n1,2,3\n1,2,\n", "line 3: timestamp is empty"),
+        (
+            "log.csv",
+            "user,item,timestamp\n1,2,10000000000000000000001\n",
+            "line 2: expected a number .* as timestamp, got '10000000000000000000001'",
+        ),
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,nan\n", "line 3: expected a number"),
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,inf\n", "line 3: expected a number"),
         ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
@@ -179,7 +186,9 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("log.csv", "user,item,item,timestamp\n1,2,3,4\n", "expected one column item, found 2"),
         ("log.csv", "userId,movieId,movieId,timestamp\n1,2,3,4\n", "one column movieId, found 2"),
         ("log.csv", "user,item,timestamp\n", "no interactions"),
-        ("log.csv", "", "expected the columns .* found none"),
+        ("log.csv", "user, item,timestamp\n1,2,3\n", "found 'user', ' item', 'timestamp'"),
+        ("log.csv", "", "expected a header line, found an empty file"),
+        ("log.csv", "\nuser,item,timestamp\n1,2,3\n", "expected a header line, found a blank line"),
         (
             "log.inter",
             "user_id\titem_id\ttimestamp\n1\t2\t3\n",
@@ -226,7 +235,7 @@ def test_text_in_another_encoding(tmp_path, name):
 def test_parquet_with_a_hole(tmp_path):
     path = tmp_path / "log.parquet"
     pl.DataFrame({"user": [1, 2], "item": [1, None], "timestamp": [1, 2]}).write_parquet(path)
-    with pytest.raises(DataError, match="row 2"):
+    with pytest.raises(DataError, match="row 2: item is empty"):
         read(path)
 
 
