@@ -73,8 +73,8 @@ def text(collected: dict, name: str) -> str:
     )
     explanation = (
         "Milliseconds of forward + backward by N, launches from Python included but for “CUDA graph”. "
-        "Beside ours the share of the limit of work: 6·N²·D FLOP and 2·N² exponentials, for each pair "
-        "is computed for both of its rows; beside the others the time as a multiple of the faster one "
+        "Beside ours the share of the limit: the longer of 6·N²·D FLOP and 2·N² exponentials, for each "
+        "pair is computed for both of its rows; beside the others the time as a multiple of the faster one "
         "of our two (without a graph). “–” was not measured, or does not fit into memory. The limits "
         f"are {matrix} TFLOP/s and {collected['exponentials_per_second'] / 1e12:.2f}·10¹² exponentials "
         "a second, measured in the same run. “MB” is what a step adds at its peak, gradient included."
