@@ -124,13 +124,16 @@ def _fit_and_rank(trainer: Trainer) -> str:
         folder,
     )
     records = trainer.fit()
-    most_positives = max(record.get("positives_per_row", 0) for record in records)
-    if config.method == "adaptiverec" and config.contrastive and most_positives < FEWEST_POSITIVES:
-        log.warning(
-            "SimThres stayed above the similarities, so no pair became a positive and the loss was "
-            "DuoRec's; train more steps (--epochs, another --batch-size), or take --simthres row, "
-            "which needs none"
-        )
+    positives = {}
+    if config.method == "adaptiverec" and config.contrastive and config.positives:
+        most = max(record["positives_per_row"] for record in records)
+        positives["most_positives_per_row"] = most
+        if most < FEWEST_POSITIVES:
+            log.warning(
+                "SimThres stayed above the similarities, so no pair became a positive and the loss was "
+                "DuoRec's; train more steps (--epochs, another --batch-size), or take --simthres row, "
+                "which needs none"
+            )
     _, _, objective = load_run(folder)
     candidates = sampled_candidates(folder, split, config.seed)
     metrics = {
@@ -140,7 +143,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
         "minutes": sum(record["seconds"] for record in records) / 60,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "most_positives_per_row": most_positives,
+        **positives,
         **final_metrics(objective.to(trainer.device), split, config, candidates),
     }
     write_json(folder / METRICS, metrics)
