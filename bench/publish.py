@@ -123,8 +123,9 @@ def curve_table(name: str) -> str:
 def simthres_table() -> str:
     """What k learned in the published runs that learn it; of several the mean."""
     lines = [
-        "| run | gradient to k | k | its spread over rows | spread of the rows' quantiles | correlation |",
-        "|---|---|---|---|---|---|",
+        "| run | gradient to k | k̄, the quantile of the last epoch | positives a row in it | k "
+        "| its spread over rows | spread of the rows' quantiles | correlation |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in by_name("").items():
         if "simthres" in runs[0]:
@@ -133,10 +134,15 @@ def simthres_table() -> str:
                 np.mean([run["simthres"][key] for run in runs])
                 for key in ("mean", "std", "quantile_std", "correlation")
             )
-            lines.append(
-                f"| `{name}` | {'none' if width is None else f'h = {width}'} | {mean:.3f} "
-                f"| {std:.4f} | {quantile_std:.4f} | {correlation:.2f} |"
+            k_stat, positives = (
+                np.mean([run["log"][-1][key] for run in runs])
+                for key in ("k_stat", "positives_per_row")
             )
+            lines.append(
+                f"| `{name}` | {'none' if width is None else f'h = {width}'} | {k_stat:.3f} "
+                f"| {positives:.1f} | {mean:.3f} | {std:.4f} | {quantile_std:.4f} | {correlation:.2f} |"
+            )
+    lines += ["", "k, the spreads and the correlation (of k with the row's quantile): the chosen checkpoint's."]
     return "\n".join(lines)
 
 
