@@ -211,7 +211,7 @@ def test_legends_have_the_names_of_runs_and_what_is_compared() -> None:
     }
     assert legends == {
         "uniformity.png": ["a", "b", "c", "d"],
-        "collapse.png": ["b (without)", "a"],
+        "collapse.png": ["b (without; gradient to k, h = 0.05)", "a (with; no gradient to k)"],
         "widths.png": ["a (hidden_size 64)", "d (hidden_size 128)"],
     }
 
