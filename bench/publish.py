@@ -123,8 +123,10 @@ def curve_table(name: str) -> str:
 def simthres_table() -> str:
     """What k learned in the published runs that learn it; of several the mean."""
     lines = [
-        "| run | gradient to k | k̄, the quantile of the last epoch | positives a row in it | k "
-        "| its spread over rows | spread of the rows' quantiles | correlation |",
+        (
+            "| run | gradient to k | k̄, the quantile of the last epoch | positives a row in it | k "
+            "| its spread over rows | spread of the rows' quantiles | correlation |"
+        ),
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, runs in by_name("").items():

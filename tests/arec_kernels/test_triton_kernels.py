@@ -142,12 +142,13 @@ def assert_near_float16(low: Tensor) -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the table's tiles take the interpreter too long")
+@pytest.mark.parametrize("n", [512, 1 << 20])
 @pytest.mark.parametrize("width", [64, 128, 256])
 @pytest.mark.parametrize("operands", ["fp32", "bf16", "fp16"])
-def test_tiles_of_the_table(operands: str, width: int) -> None:
-    """Those that large N takes, on the fastest matrix units of the card."""
+def test_tiles_of_the_table(operands: str, width: int, n: int) -> None:
+    """Those that few and many rows take, on the fastest matrix units of the card."""
     major, minor = torch.cuda.get_device_capability()
-    entry = config.table_tile(10 * major + minor, operands, width, 1 << 20)
+    entry = config.table_tile(10 * major + minor, operands, width, n)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[operands]
     with config.forced_tile(entry):
         for d in (width, width - 1):
@@ -161,10 +162,11 @@ def test_tiles_of_the_table(operands: str, width: int) -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the table's tiles take the interpreter too long")
+@pytest.mark.parametrize("n", [512, 1 << 20])
 @pytest.mark.parametrize("width", [64, 128, 256])
-def test_tf32_tiles_of_the_table(tf32: None, width: int) -> None:
+def test_tf32_tiles_of_the_table(tf32: None, width: int, n: int) -> None:
     major, minor = torch.cuda.get_device_capability()
-    with config.forced_tile(config.table_tile(10 * major + minor, "tf32", width, 1 << 20)):
+    with config.forced_tile(config.table_tile(10 * major + minor, "tf32", width, n)):
         low = make_rows(270, width - 1, torch.float16, device=DEVICE)
         assert_near_float16(low)
         s = similarities(low.float())
