@@ -303,7 +303,8 @@ _WITH_DUOREC = [
     for views in ("us_x", "su", "un")
 ]
 _MASK_ONLY = {**_ADAPTIVEREC, "positives": False}
-_FREE = {"regulariser": "paper", "lambda_reg": 0.0, "threshold_grad": 0.05}
+_GRADIENT = {"threshold_grad": 0.05}
+_FREE = {"regulariser": "paper", "lambda_reg": 0.0, **_GRADIENT}
 
 # By file name.
 FIGURES = {
@@ -341,7 +342,7 @@ FIGURES = {
         "regulariser and is else the same",
         _collapse_runs,
         collapse,
-        [_MASK_ONLY, {**_MASK_ONLY, "threshold_grad": _FREE["threshold_grad"]}, {**_MASK_ONLY, **_FREE}],
+        [_MASK_ONLY, {**_MASK_ONLY, **_GRADIENT}, {**_MASK_ONLY, **_FREE}],
     ),
     "widths.png": Plot(
         "Appendix B, similarities by hidden_size",

@@ -18,6 +18,7 @@ from arec.checkpoint import (
     METRICS,
     RunError,
     check_data,
+    fitting,
     load_data,
     load_state,
     located,
@@ -122,7 +123,9 @@ def find_missing(runs: Iterable[Planned]) -> list[Planned]:
         if which not in data:
             data[which] = load_data(config).sequences
         if finished[folder]:
-            check_data(folder / BEST, load_state(folder / BEST), config, data[which])
+            best = folder / BEST
+            with fitting(best):
+                check_data(best, load_state(best), config, data[which])
     return [(folder, config) for folder, config in ordered if not finished[folder]]
 
 

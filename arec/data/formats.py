@@ -302,14 +302,17 @@ def _as_number(time: pl.Series) -> pl.Series:
     """Numbers as they are, dates in microseconds, null where there is neither."""
     if time.dtype == pl.String:
         text = time.str.strip_chars()
-        # Whole numbers first: a float would merge neighbouring nanoseconds. None of more digits than
-        # an int64 has is taken, for the same reason.
-        for dtype in (pl.Int64, pl.Float64):
-            time = text.cast(dtype, strict=False)
-            if time.null_count() == text.null_count():
-                return _finite(time).set(text.str.contains(r"^[+-]?\d{20,}$"), None)
+        # Whole numbers as such: a float would merge neighbouring nanoseconds, and those that are too
+        # long for an int64.
+        whole = text.cast(pl.Int64, strict=False)
+        if whole.null_count() == text.null_count():
+            return whole
+        too_long = whole.is_null() & text.str.contains(r"^[+-]?\d+$")
+        numbers = _finite(text.cast(pl.Float64, strict=False)).set(too_long, None)
+        if numbers.null_count() == text.null_count():
+            return numbers
         dates = _dates(text)
-        return dates if dates.null_count() < time.null_count() else _finite(time)
+        return dates if dates.null_count() < numbers.null_count() else numbers
     if time.dtype in (pl.Date, pl.Datetime):
         return time.cast(pl.Datetime("us")).to_physical()
     return _finite(time) if time.dtype.is_numeric() else time.clear(len(time))

@@ -179,6 +179,11 @@ def test_columns_must_differ(tmp_path, name, columns):
             "user,item,timestamp\n1,2,10000000000000000000001\n",
             "line 2: expected a number .* as timestamp, got '10000000000000000000001'",
         ),
+        (
+            "log.csv",
+            "user,item,timestamp\n1,2,0.5\n1,3,9223372036854775808\n",
+            "line 3: expected a number .* as timestamp, got '9223372036854775808'",
+        ),
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,nan\n", "line 3: expected a number"),
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,inf\n", "line 3: expected a number"),
         ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
