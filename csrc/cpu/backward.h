@@ -132,9 +132,9 @@ void backward(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
   const auto& z = p.pairs.z;
   alignas(64) T s[kTile * kTile];
   for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
-    if (tile.column + kTile < z.padded_n) {
-      if constexpr (V::kPack == 1) prefetch(z.rows + (tile.column + kTile) * z.width, kTile * z.width);
-      prefetch(p.gradient + (tile.column + kTile) * z.width, kTile * z.width);
+    if (tile.next >= 0) {
+      if constexpr (V::kPack == 1) prefetch(z.rows + tile.next * z.width, kTile * z.width);
+      prefetch(p.gradient + tile.next * z.width, kTile * z.width);
     }
     similarity_tile<V>(z, tile, s);
     if (p.grad_threshold) threshold_gradients<V, option>(p, tile, s);

@@ -12,6 +12,7 @@ using namespace arec::cpu;
 template <class T>
 struct Tile {
   int64_t row, column;
+  int64_t next;   // the next tile's column; -1: this is the last one of its pair of blocks
   bool partners;  // some partners meet in it
   bool masked;    // not every pair of it is a pair of candidates
   // Where the candidates of rows from `i` on begin, in whole steps of columns: on the diagonal what is
@@ -22,10 +23,11 @@ struct Tile {
 };
 
 template <class T>
-inline Tile<T> make_tile(const Embeddings<T>& z, const T* group, int64_t row, int64_t column) {
+inline Tile<T> make_tile(const Embeddings<T>& z, const T* group, int64_t row, int64_t column,
+                         int64_t next) {
   const int64_t diagonal = column - row - z.partner;
   const bool partners = z.partner > 0 && -kTile < diagonal && diagonal < kTile;
-  return {row, column, partners,
+  return {row, column, next, partners,
           partners || group || row == column || column + kTile > z.n};
 }
 
@@ -34,10 +36,13 @@ inline Tile<T> make_tile(const Embeddings<T>& z, const T* group, int64_t row, in
 template <class V, class T, class F>
 inline void for_each_tile(const Embeddings<T>& z, const T* group, Rows rows, Rows columns, F f) {
   const typename V::Session session;
+  const auto first_column = [&](int64_t row) {
+    return row == rows.end ? -1 : rows.begin == columns.begin ? row : columns.begin;
+  };
   for (int64_t row = rows.begin; row < rows.end; row += kTile)
-    for (int64_t column = rows.begin == columns.begin ? row : columns.begin; column < columns.end;
-         column += kTile)
-      f(make_tile(z, group, row, column));
+    for (int64_t column = first_column(row); column < columns.end; column += kTile)
+      f(make_tile(z, group, row, column,
+                  column + kTile < columns.end ? column + kTile : first_column(row + kTile)));
 }
 
 // f(std::true_type or std::false_type): `masked` as a compile-time constant.
@@ -98,8 +103,8 @@ template <class V, class Work>
 inline void similarity_band(const Embeddings<typename V::Scalar>& z,
                             const Tile<typename V::Scalar>& tile, int64_t row,
                             typename V::Scalar* s, Work& work) {
-  const int64_t next = tile.column + kTile;
-  if (next < z.padded_n) prefetch(z.panels + (next + row - tile.row) * z.depth, V::kRows * z.depth);
+  if (tile.next >= 0)
+    prefetch(z.panels + (tile.next + row - tile.row) * z.depth, V::kRows * z.depth);
   for (int64_t c = tile.first_column(row, kPanel<V>); c < kTile; c += kPanel<V>)
     similarities(V{}, z, row, tile.column + c, s + c, kTile, work.next(z.depth));
 }
