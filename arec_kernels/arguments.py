@@ -68,6 +68,7 @@ def check_finite(name: str, x: Tensor) -> None:
 
 def check_options(
     temperature: float,
+    positives: bool,
     partner_weight: float,
     denominator: str,
     weighting: str,
@@ -78,6 +79,8 @@ def check_options(
     """The options of `adaptive_info_nce`."""
     if not (_is_finite_number(temperature) and temperature > 0):
         raise ValueError(f"temperature: expected a finite Python number > 0, got {temperature!r}")
+    if type(positives) is not bool:
+        raise ValueError(f"positives: expected True or False, got {positives!r}")
     if not (_is_finite_number(partner_weight) and 0 < partner_weight <= 1):
         raise ValueError(f"partner_weight: expected a number in (0, 1], got {partner_weight!r}")
     if denominator not in DENOMINATORS:
@@ -135,6 +138,8 @@ def group_rows(groups: Tensor | None, z: Tensor) -> Tensor | None:
 def _rows(name: str, value: Tensor, z: Tensor) -> Tensor:
     """A scalar, (B,) or (N,) tensor as a contiguous (N,)."""
     n = z.shape[0]
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, got {value.layout}")
     if value.device != z.device:
         raise ValueError(f"{name}: expected device {z.device} as z's, got {value.device}")
     if value.dim() == 0:

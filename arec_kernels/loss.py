@@ -52,7 +52,9 @@ def adaptive_info_nce(
             same, but a row without positives has the weight alpha (the released program); "printed"
             has the weights inside the logarithm (Eq. 9 as printed).
         threshold_grad: None (the paper): no gradient to the threshold. A width h > 0: straight-through
-            gradient, the indicator's derivative being that of sigmoid((s - threshold) / h).
+            gradient, the indicator's derivative being that of sigmoid((s - threshold) / h). Without
+            one, DistributedDataParallel wants `find_unused_parameters` where only this loss would
+            reach the parameters that thresholds come from.
         histogram_bins: also return counts, from the same pass.
         reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
         backend: None (the fastest one known for these tensors), "reference", "cpp", "triton" (on CPU
@@ -69,7 +71,7 @@ def adaptive_info_nce(
             compiled backend ("reference" has them).
     """
     check_views(z)
-    check_options(temperature, partner_weight, denominator, weighting, threshold_grad,
+    check_options(temperature, positives, partner_weight, denominator, weighting, threshold_grad,
                   histogram_bins, reduction)
     threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
     backend = choose_backend(backend, z)
@@ -108,8 +110,8 @@ class AdaptiveInfoNCE(nn.Module):
     ) -> None:
         super().__init__()
         check_backend(backend)
-        check_options(temperature, partner_weight, denominator, weighting, threshold_grad,
-                      histogram_bins, reduction)
+        check_options(temperature, positives, partner_weight, denominator, weighting,
+                      threshold_grad, histogram_bins, reduction)
         self.options = {
             "temperature": temperature, "positives": positives, "partner_weight": partner_weight,
             "denominator": denominator, "weighting": weighting, "threshold_grad": threshold_grad,

@@ -12,11 +12,13 @@ of the AdaptiveRec paper.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.amp import is_autocast_available
 
 from arec_kernels.arguments import (
     check_bins,
@@ -56,7 +58,7 @@ def adaptive_info_nce(
 ) -> Tensor | tuple[Tensor, InfoNCEStats]:
     """`arec_kernels.adaptive_info_nce`, where the arguments are documented, in O(N^2) memory."""
     check_views(z)
-    check_options(temperature, partner_weight, denominator, weighting, threshold_grad,
+    check_options(temperature, positives, partner_weight, denominator, weighting, threshold_grad,
                   histogram_bins, reduction)
     k = threshold_rows(threshold, z)
     candidate = candidates(z, groups)
@@ -104,7 +106,8 @@ def adaptive_info_nce(
         w_positive = (1 - alpha) / count.clamp_min(1)
         loss = w_total * log_d - (w_partner * logit_partner + w_positive * logit_positives)
 
-    loss = reduce(loss.masked_fill(k.isnan(), math.nan), reduction)
+    # A product and not a filled-in value, so that the gradient is NaN as well.
+    loss = reduce(loss * torch.where(k.isnan(), math.nan, 1.0), reduction)
     if histogram_bins is None:
         return loss
     return loss, InfoNCEStats(m, _histogram(s, candidate, histogram_bins))
@@ -185,7 +188,8 @@ def unit_rows(z: Tensor) -> Tensor:
 
 def cosine_similarities(z: Tensor) -> Tensor:
     """(N, N) cosines; bfloat16 and float16 round the unit rows, not the similarities."""
-    with torch.autocast(z.device.type, enabled=False):
+    device = z.device.type
+    with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
         unit = unit_rows(z)
         unit = unit.to(z.dtype).to(unit.dtype)
         return unit @ unit.T

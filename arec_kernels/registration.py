@@ -147,8 +147,9 @@ def check_backend(backend: str | None) -> None:
 def choose_backend(backend: str | None, z: Tensor) -> str:
     """The backend that runs for `z`.
 
-    `None` is the fastest one that runs on `z` here, at worst the reference. Raises `ValueError` for an unknown name and `RuntimeError`,
-    with the reason, for a named backend that cannot run on `z` here.
+    `None` is the fastest one that runs on `z` here, at worst the reference. Raises `ValueError` for
+    an unknown name and `RuntimeError`, with the reason, for a named backend that cannot run on `z`
+    here.
     """
     check_backend(backend)
     if backend is None:
@@ -203,10 +204,20 @@ def info_nce(
     histogram_bins: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of each row, (N,), m_i and the histogram; differentiable once, in z and threshold."""
-    if torch.is_grad_enabled() and (z.requires_grad or threshold.requires_grad):
-        return InfoNCE.apply(
-            z, threshold, groups, backend, options, threshold_grad, histogram_bins
-        )
+    if torch.is_grad_enabled():
+        # There z may want a derivative that `requires_grad` does not tell of: it would be lost.
+        if (
+            torch._C._are_functorch_transforms_active()
+            or torch.autograd.forward_ad._current_level >= 0
+        ):
+            raise RuntimeError(
+                f"adaptive_info_nce: backend {backend!r} knows neither torch.func nor forward-mode "
+                "derivatives; use backend='reference', or torch.no_grad() where none is wanted"
+            )
+        if z.requires_grad or threshold.requires_grad:
+            return InfoNCE.apply(
+                z, threshold, groups, backend, options, threshold_grad, histogram_bins
+            )
     loss, _, num_positives, _, histogram = OPS["forward"][backend](
         z, threshold, groups, *options, histogram_bins
     )

@@ -1,8 +1,9 @@
 """Tile shapes by architecture and problem: one small table, no tuning at a user's first call.
 
-Those of 90 for the tensor cores are the fastest of one to two dozen on an H200, forward + backward of 16,384 to 65,536
-rows; how far they shrink for few rows was timed at 512, 2,048 and 8,192. The others were chosen from the registers,
-shared memory and instructions of the compiled code, and not timed.
+Those of 90 for the tensor cores are the fastest of one to two dozen on an H200, forward + backward
+of 16,384 to 65,536 rows; how far they shrink for few rows was timed at 512, 2,048 and 8,192. The
+others were chosen from the registers, shared memory and instructions of the compiled code, and not
+timed.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from available import needs_cpp
-from correctness import OPTIONS, make_groups, make_rows
+from correctness import OPTIONS, assert_correct, make_groups, make_rows
 from torch.nn import functional as F
 
 from arec_kernels import AdaptiveInfoNCE, InfoNCEStats, adaptive_info_nce, reference
@@ -31,6 +31,7 @@ Z = make_rows(8, 3)
         ({"threshold": torch.zeros(5)}, r"threshold: expected shape \(8,\) or \(4,\)"),
         ({"threshold": torch.zeros(8, 1)}, r"threshold: expected shape .* got \(8, 1\)"),
         ({"threshold": torch.zeros(8, dtype=torch.int32)}, "threshold: expected a float type"),
+        ({"threshold": torch.zeros(8).to_sparse()}, "threshold: expected a dense tensor"),
         ({"threshold": torch.zeros(8, device="meta")}, "threshold: expected device cpu"),
         ({"temperature": 0.0}, "temperature: expected a finite Python number > 0, got 0.0"),
         ({"temperature": -1.0}, "temperature"),
@@ -41,6 +42,7 @@ Z = make_rows(8, 3)
         ({"groups": torch.zeros(8)}, "groups: expected an integer tensor, got torch.float32"),
         ({"groups": torch.zeros(7, dtype=torch.int64)}, r"groups: expected shape \(8,\) or \(4,\)"),
         ({"groups": torch.tensor(1)}, "groups: expected shape"),
+        ({"positives": "no"}, "positives: expected True or False, got 'no'"),
         ({"partner_weight": 0.0}, r"partner_weight: expected a number in \(0, 1\]"),
         ({"partner_weight": 1.1}, "partner_weight"),
         ({"partner_weight": 1, "weighting": "printed"}, "partner_weight: expected a number < 1"),
@@ -85,6 +87,10 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
 def test_cpp_takes_cpu_tensors_only() -> None:
     with pytest.raises(RuntimeError, match="'cpp' cannot run here: it does not take .* on meta"):
         adaptive_info_nce(torch.zeros(4, 3, device="meta"), 0.1, backend="cpp")
+
+
+def test_the_default_takes_meta_tensors() -> None:
+    assert adaptive_info_nce(torch.zeros(8, 3, device="meta"), 0.1).shape == ()
 
 
 def test_default_backend() -> None:
@@ -194,9 +200,11 @@ def test_not_a_number_without_candidates(backend: str, device: str) -> None:
 def test_not_a_number_in_the_threshold(backend: str, device: str, positives: bool) -> None:
     k = torch.full((40,), 0.2, device=device)
     k[5] = math.nan
-    loss = adaptive_info_nce(make_rows(40, 5, device=device), k, positives=positives,
-                             reduction="none", backend=backend)
+    z = make_rows(40, 5, device=device).requires_grad_()
+    loss = adaptive_info_nce(z, k, positives=positives, reduction="none", backend=backend)
     assert loss.isnan().nonzero().flatten().tolist() == [5]
+    loss.sum().backward()
+    assert z.grad.isnan().all()  # what a GradScaler looks at
     assert adaptive_info_nce(Z.to(device), math.nan, backend=backend).isnan()
 
 
@@ -204,9 +212,8 @@ def test_not_a_number_in_the_threshold(backend: str, device: str, positives: boo
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 def test_no_positives_or_no_negatives_anywhere(backend, device, threshold, options) -> None:
     z = make_rows(12, 4, device=device)
-    loss = adaptive_info_nce(z, threshold, threshold_grad=0.1, backend=backend, **options)
-    exact = reference.adaptive_info_nce(z.double(), threshold, **options)
-    torch.testing.assert_close(loss.double(), exact, rtol=1e-6, atol=1e-6)
+    k = torch.full((12,), threshold, device=device)
+    assert_correct(z, k, backend, threshold_grad=0.1, **options)
 
 
 def test_statistics(backend: str, device: str) -> None:

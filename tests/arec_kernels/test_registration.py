@@ -9,6 +9,7 @@ import pytest
 import torch
 from available import needs_gpu
 from correctness import clear_thresholds, make_groups, make_rows
+from torch.autograd.forward_ad import dual_level, make_dual
 
 from arec_kernels import adaptive_info_nce, alignment_uniformity, row_similarity_quantile
 from arec_kernels.registration import CUDA_AHEAD, IMPLEMENTED, OPS, choose_backend
@@ -124,6 +125,22 @@ def test_a_second_derivative_is_refused(compiled: str, device: str) -> None:
     assert grad.isfinite().all()
     with pytest.raises(RuntimeError, match="second derivative; use backend='reference'"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("transform", [
+    lambda loss, z: torch.func.grad(loss)(z),
+    lambda loss, z: torch.func.jvp(loss, (z,), (z,)),
+    lambda loss, z: torch.func.vmap(loss)(z[None]),
+], ids=["grad", "jvp", "vmap"])
+def test_derivatives_that_would_be_lost_are_refused(compiled: str, device: str, transform) -> None:
+    def loss(z: torch.Tensor) -> torch.Tensor:
+        return adaptive_info_nce(z, 0.1, backend=compiled)
+
+    z = make_rows(8, 3, device=device)
+    with pytest.raises(RuntimeError, match="knows neither torch.func nor forward-mode"):
+        transform(loss, z)
+    with dual_level(), pytest.raises(RuntimeError, match="knows neither torch.func nor forward-mode"):
+        loss(make_dual(z, z))
 
 
 def test_a_first_derivative_with_create_graph_is_the_same(compiled: str, device: str) -> None:
