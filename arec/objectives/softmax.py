@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 _LOGITS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
 # The softmax of a chunk goes over so many logits at a time: float32 that stays in a core's own cache.
 _LOGITS_PER_BLOCK = {"cpu": 1 << 17}
-# Chunks of few different sizes: oneDNN compiles its products anew for every shape.
+# Chunks of few different sizes, because oneDNN compiles its products anew for every shape; and no
+# thinner ones, however many items there are, because each goes through the whole table.
 _STEP = 64
 
 
@@ -40,11 +41,9 @@ class _FullSoftmax(torch.autograd.Function):
             else item_table.dtype
         )
         items = item_table[1:].to(product_dtype)
-        rows = max(1, _LOGITS_PER_CHUNK.get(device, 1 << 24) // len(items))
-        step = min(_STEP, rows)
-        rows -= rows % step
+        rows = max(1, _LOGITS_PER_CHUNK.get(device, 1 << 24) // len(items) // _STEP) * _STEP
         count = len(hidden)
-        filling = -count % step  # rows of zeros, which add nothing to the gradient of the items
+        filling = -count % _STEP  # rows of zeros, which add nothing to the gradient of the items
         states = F.pad(hidden.to(product_dtype), (0, 0, 0, filling))
         labels = F.pad(targets - 1, (0, filling))[:, None]
         # Of the gradient (softmax - one-hot target) the one-hot part is known without any logits.
@@ -73,7 +72,11 @@ class _FullSoftmax(torch.autograd.Function):
                 part_losses.copy_(total.log() + top - target_logits)
             # Dividing narrow results by the totals saves a pass over the logits.
             chunk_grad += (products @ items) / totals
-            grad_table[1:] += products.T @ (chunk_states / totals).to(product_dtype)
+            scaled = chunk_states / totals
+            if product_dtype is grad_table.dtype:
+                grad_table[1:].addmm_(products.T, scaled)
+            else:
+                grad_table[1:] += products.T @ scaled.to(product_dtype)
         ctx.save_for_backward(grad_hidden[:count], grad_table)
         ctx.count = max(count, 1)
         return losses[:count].sum() / ctx.count
