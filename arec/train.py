@@ -93,7 +93,7 @@ def train(config: Config, folder: Path) -> str:
         try:
             return _fit_and_rank(trainer)
         except KeyboardInterrupt:
-            log.info("interrupted after %d epochs; --resume %s goes on", len(trainer.records), folder)
+            log.info("interrupted after %s; --resume %s goes on", trainer.progress(), folder)
             raise
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ log = logging.getLogger("arec")
 _EVAL_BATCH = 64  # whose scores of all items stay in a CPU's cache
 # Uniformity is a mean over half a million pairs of them.
 _ALIGNMENT_ROWS = 1024
+# What an interruption may cost, where an epoch takes longer.
+_SAVE_SECONDS = 300
 
 
 def pick_device(name: str) -> torch.device:
@@ -112,6 +115,8 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.records: list[dict[str, Any]] = []
         self.best_epoch = 0  # epochs count from 1; 0: there is none yet
+        # Of an unfinished epoch: batches done, sums of what was logged, seconds; and batches kept.
+        self.step, self.sums, self.seconds, self.kept = 0, {}, 0.0, 0
         if resume:
             with fitting(run / LAST):
                 self._restore(load_state(run / LAST))
@@ -136,7 +141,7 @@ class Trainer:
             RunError: the loss is not finite; no checkpoint is written after that.
         """
         done = len(self.records)
-        steps = (self.config.epochs - done) * len(self.batches)
+        steps = (self.config.epochs - done) * len(self.batches) - self.step
         with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=None) as bar:
             for epoch in range(done + 1, self.config.epochs + 1):
                 if self.best_epoch and epoch - self.best_epoch > self.config.patience:
@@ -146,7 +151,7 @@ class Trainer:
         return self.records
 
     def _epoch(self, epoch: int, bar: tqdm) -> None:
-        start = time.perf_counter()
+        start = time.perf_counter() - self.seconds
         record = {"epoch": epoch, **self._train(epoch, bar)}
         record["train_seconds"] = time.perf_counter() - start
         record["valid"] = evaluate(self.objective, self.split, "valid")
@@ -175,8 +180,8 @@ class Trainer:
         """One pass over the training batches; means of what the objective logs."""
         self.objective.train()
         mixed = self.config.precision == "bfloat16"
-        sums: dict[str, torch.Tensor] = {}
-        for batch in self.batches.epoch(epoch - 1):
+        saved = time.perf_counter()
+        for batch in islice(self.batches.epoch(epoch - 1), self.step, None):
             self.optimizer.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
                 loss, scalars = self.objective(batch.to(self.device))
@@ -186,9 +191,23 @@ class Trainer:
             self.optimizer.step()
             self.schedule.step()
             for name, value in {"loss": loss.detach(), **scalars}.items():
-                sums[name] = sums.get(name, 0) + batch.weight * value
+                self.sums[name] = self.sums.get(name, 0) + batch.weight * value
+            self.step += 1
             bar.update()
-        means = {name: value.item() / len(self.batches) for name, value in sums.items()}
+            since = time.perf_counter() - saved
+            if since > _SAVE_SECONDS and self.step < len(self.batches):
+                self.seconds += since
+                self._save_last()
+                log.info(
+                    "epoch %3d  loss %.4f  after %d of %d batches, saved",
+                    epoch,
+                    self.sums["loss"].item() / self.step,
+                    self.step,
+                    len(self.batches),
+                )
+                saved = time.perf_counter()
+        means = {name: value.item() / len(self.batches) for name, value in self.sums.items()}
+        self.step, self.sums, self.seconds = 0, {}, 0.0
         if not math.isfinite(means["loss"]):
             kept = f"; {self.run / BEST} still holds the best epoch so far" if self.records else ""
             raise RunError(
@@ -200,6 +219,11 @@ class Trainer:
     def _validation(self, epoch: int) -> float:
         protocol = "filtered" if self.config.filter_history else "unfiltered"
         return self.records[epoch - 1]["valid"][protocol]["NDCG@10"]
+
+    def progress(self) -> str:
+        """What ``last.pt`` holds of the training."""
+        epochs = f"{len(self.records)} epochs"
+        return f"{epochs} and {self.kept} of {len(self.batches)} batches" if self.kept else epochs
 
     def _save_last(self) -> None:
         write_text(self.run / LOG, "".join(json.dumps(record) + "\n" for record in self.records))
@@ -213,9 +237,13 @@ class Trainer:
                 "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
                 "records": self.records,
                 "best_epoch": self.best_epoch,
+                "step": self.step,
+                "sums": self.sums,
+                "seconds": self.seconds,
                 "data": fingerprint(self.split.sequences),
             },
         )
+        self.kept = self.step
 
     def _restore(self, state: dict[str, Any]) -> None:
         check_data(self.run / LAST, state, self.config, self.split.sequences)
@@ -227,6 +255,9 @@ class Trainer:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
         self.records = state["records"]
         self.best_epoch = state["best_epoch"]
+        self.step = self.kept = state["step"]
+        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+        self.seconds = state["seconds"]
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ import arec.trainer
 from arec import checkpoint, evaluate, recommend, train
 from arec.cli import run
 from arec.config import Config
+from arec.data.batches import TrainingBatches
 from arec.objectives import adaptiverec
 from arec.results import format_results
 from arec.trainer import Trainer
@@ -128,26 +129,29 @@ def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> No
     assert not torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("last", [0, 2])
+@pytest.mark.parametrize(("last", "batches"), [(0, 0), (2, 0), (0, 1), (2, 1)])
 def test_resumed_run_equals_an_uninterrupted_one(
-    log_file, tmp_path, monkeypatch, capsys, last
+    log_file, tmp_path, monkeypatch, capsys, last, batches
 ) -> None:
     options = ["--dataset", log_file, "--epochs", 4, *SMALL]
     call(train, monkeypatch, *options, "--run-dir", tmp_path / "whole")
 
-    original = Trainer._epoch
+    original = TrainingBatches.epoch
 
-    def cut_off(self, epoch, bar):
-        if epoch == last + 1:
-            raise KeyboardInterrupt
-        original(self, epoch, bar)
+    def cut_off(self, epoch):
+        for at, batch in enumerate(original(self, epoch)):
+            if (epoch, at) == (last, batches):
+                raise KeyboardInterrupt
+            yield batch
 
+    monkeypatch.setattr(arec.trainer, "_SAVE_SECONDS", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_epoch", cut_off)
+        patch.setattr(TrainingBatches, "epoch", cut_off)
         with pytest.raises(SystemExit) as exit:
             call(train, monkeypatch, *options, "--run-dir", tmp_path / "cut")
     assert exit.value.code == 130
-    assert f"after {last} epochs; --resume {tmp_path / 'cut'}" in capsys.readouterr().err
+    kept = f"{last} epochs" + (f" and {batches} of " if batches else f"; --resume {tmp_path / 'cut'}")
+    assert f"interrupted after {kept}" in capsys.readouterr().err
     if last:
         call(evaluate, monkeypatch, tmp_path / "cut")
         assert "training has not finished" in capsys.readouterr().err
