@@ -36,7 +36,8 @@ def adaptive_info_nce(
     Args:
         z: (2B, D) float32, bfloat16 or float16, any strides, not normalised; float64 with the
             backends "reference" and "cpp". Gradients have the same type. Rows with a norm below
-            1e-12 have cosine 0 with every row, and gradient 0.
+            1e-12 have cosine 0 with every row, and gradient 0. Under DistributedDataParallel each
+            process contrasts its own rows.
         threshold: (2B,), (B,) (used for both views) or a scalar, any float type, in units of the
             cosine, before the temperature. A cosine equal to the threshold is a negative.
         temperature: finite, > 0; the logits are cosine / temperature (the paper has none).
@@ -67,8 +68,8 @@ def adaptive_info_nce(
 
     Raises:
         ValueError: an argument is not as described.
-        RuntimeError: `backend` cannot run here; or a second derivative or one of torch.func through a
-            compiled backend ("reference" has them).
+        RuntimeError: `backend` cannot run here; or a second derivative, one of torch.func or one in
+            forward mode through a compiled backend ("reference" has them).
     """
     check_views(z)
     check_options(temperature, positives, partner_weight, denominator, weighting, threshold_grad,
