@@ -32,8 +32,8 @@ def similarity_histogram(
     whole epoch (AdaptiveRec, Sec. 3.2) needs no stored similarities.
 
     Raises:
-        ValueError: an argument is not as described, or NaN or infinity in `z` (which makes this
-            function wait for the device).
+        ValueError: an argument is not as described, or NaN or infinity in `z` (for which this
+            function waits for the device, and breaks a graph of `torch.compile`).
         RuntimeError: `backend` cannot run here.
     """
     check_views(z)
