@@ -25,6 +25,7 @@ Candidates = Mapping[str, np.ndarray]
 CUTOFFS = (5, 10, 20, 50)
 SAMPLED = 100
 _TRIES = 2 * SAMPLED
+_COLUMNS = 8192  # compared with the target at once
 
 
 def target_ranks(
@@ -37,12 +38,24 @@ def target_ranks(
     Ties count against the target. Nothing is below NaN and NaN is below nothing, so a target with
     NaN is last. Padding is never a candidate, the target always is, excluded or not.
     """
-    targets = targets.unsqueeze(1)  # (B, 1)
-    ahead = ~(scores < scores.gather(1, targets))
-    if exclude is not None:
-        ahead.scatter_(1, exclude, False)
-    ahead.scatter_(1, targets, False)
-    return 1 + ahead[:, 1:].sum(dim=1)
+    own = scores.gather(1, targets.unsqueeze(1))  # (B, 1)
+    # PyTorch widens bools before it sums them, so it gets columns enough to do that in a cache.
+    pieces = scores[:, 1:].split(_COLUMNS, dim=1)
+    below = sum((piece < own).sum(dim=1, dtype=torch.int32) for piece in pieces)
+    ranks = scores.shape[1] - 1 - below.long()
+    return ranks if exclude is None else ranks - _excluded_ahead(scores, targets, exclude)
+
+
+def _excluded_ahead(
+    scores: torch.Tensor,  # (B, V + 1) float
+    targets: torch.Tensor,  # (B,) int64, 1..V
+    exclude: torch.Tensor,  # (B, H) int64, with repetitions; filled up with 0
+) -> torch.Tensor:
+    """(B,) int64, how many candidates fewer are ahead of the targets without these items."""
+    items = exclude.sort(dim=1).values
+    first = items.diff(dim=1, prepend=torch.zeros_like(items[:, :1])) > 0  # no repetition, no 0
+    others = items * (first & (items != targets.unsqueeze(1)))
+    return sampled_ranks(scores, targets, others) - 1
 
 
 def sampled_ranks(
@@ -61,7 +74,11 @@ def top_items(
     exclude: torch.Tensor | None = None,  # (B, H) int64, never recommended; filled up with 0
 ) -> torch.Tensor:
     """(B, min(count, V)) int64, the items of the highest scores, best first; 0 where none is left."""
-    scores = scores.clone()
+    return _top_items_(scores.clone(), count, exclude)
+
+
+def _top_items_(scores: torch.Tensor, count: int, exclude: torch.Tensor | None) -> torch.Tensor:
+    """`top_items`, but the scores of what is left out are overwritten."""
     scores[:, 0] = -torch.inf
     if exclude is not None:
         scores.scatter_(1, exclude, -torch.inf)
@@ -173,9 +190,14 @@ def rank_targets(
             raise ValueError("batches: holds a user twice")
         target = torch.from_numpy(targets[rows].astype(np.int64)).to(scores.device)
         history = _histories(split, users, lengths[rows]).to(scores.device)
-        for name, exclude in zip(whole, (history, None)):
-            ranks[name][rows] = target_ranks(scores, target, exclude).cpu().numpy()
-            best = top_items(scores, top, exclude).cpu().numpy()
+        # All scores are compared once and copied once: the second list leaves out what the first does.
+        unfiltered = target_ranks(scores, target)
+        ranks["unfiltered"][rows] = unfiltered.cpu().numpy()
+        filtered = unfiltered - _excluded_ahead(scores, target, history)
+        ranks["filtered"][rows] = filtered.cpu().numpy()
+        left = scores.clone()
+        for name, exclude in (("unfiltered", None), ("filtered", history)):
+            best = _top_items_(left, top, exclude).cpu().numpy()
             lists[name][rows, : best.shape[1]] = best
         for name, sampled in candidates.items():
             against = torch.from_numpy(sampled[rows].astype(np.int64)).to(scores.device)

@@ -59,6 +59,13 @@ def test_nan_target_is_last():
     assert target_ranks(scores, torch.tensor([1])).tolist() == [3]
 
 
+def test_ranks_among_more_items_than_are_compared_at_once():
+    scores = torch.randint(100, (3, 2 * ranking._COLUMNS + 5)).float()
+    targets = torch.tensor([1, ranking._COLUMNS + 1, 2 * ranking._COLUMNS + 4])
+    ahead = scores[:, 1:] >= scores.gather(1, targets[:, None])  # as the target itself is
+    assert torch.equal(target_ranks(scores, targets), ahead.sum(dim=1))
+
+
 def test_padding_is_no_candidate():
     assert target_ranks(torch.tensor([[9.0, 1.0, 0.0]]), torch.tensor([1])).tolist() == [1]
 
@@ -105,6 +112,27 @@ def test_both_protocols_in_the_order_of_the_users(split, stage):
         best = sorted(range(1, 21), key=lambda j: -scores[user, j])
         assert lists["unfiltered"][i].tolist() == best[:4]
         assert lists["filtered"][i].tolist() == [j for j in best if j not in history][:4]
+
+
+@pytest.mark.parametrize("stage", ["valid", "test"])
+@given(scores=st.lists(some_scores, min_size=6, max_size=6))
+def test_repeated_items_and_targets_in_the_history(stage, scores):
+    users = [[1, 2, 1, 2, 1], [3, 3, 3, 3], [1, 2, 3, 1, 4, 2]]
+    offsets = np.cumsum([0, *map(len, users)])
+    items = np.concatenate(users).astype(np.int32)
+    split = LeaveOneOut(Sequences("repeats", items, offsets, np.arange(5), np.arange(3)))
+    # One row for all users, which cannot be written to.
+    rows = torch.tensor(scores).expand(3, -1)
+    before = rows.clone()
+    ranks, lists = rank_targets(split, stage, [(split.eval_users, rows)], top=3)
+    assert torch.equal(rows.nan_to_num(9), before.nan_to_num(9)), "scores are left as they were"
+    for i, length in enumerate(split.history_lengths(stage)):
+        target = torch.from_numpy(split.targets(stage)[i : i + 1]).long()
+        history = torch.tensor([users[i][:length]])
+        for name, exclude in {"filtered": history, "unfiltered": None}.items():
+            row = rows[i : i + 1]
+            assert ranks[name][i] == target_ranks(row, target, exclude)
+            assert lists[name][i].tolist() == top_items(row, 3, exclude)[0].tolist()
 
 
 @given(one_ranking())
