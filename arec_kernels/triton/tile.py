@@ -17,6 +17,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
 # In place of the similarity of a pair that is left out. Not -inf, which times zero is NaN.
 LEFT_OUT = tl.constexpr(-1e30)
+LOWEST = tl.constexpr(-1e29)  # of thresholds
 
 
 @triton.jit
@@ -124,8 +125,8 @@ def candidates_only(
 def above_left_out(
     threshold,
 ):
-    """The threshold, or for one that all cosines are above, one that LEFT_OUT is still below."""
-    return tl.where(threshold < -2.0, -2.0, threshold)
+    """The threshold, or for -infinity one that LEFT_OUT is still below."""
+    return tl.where(threshold < LOWEST, LOWEST, threshold)
 
 
 @triton.jit

@@ -74,7 +74,7 @@ struct Tile {
 // The similarity of a pair that is left out: above no threshold that is at least kLowest, and its exponential
 // is 0. Finite, so that it can be multiplied by a zero.
 constexpr float kLeftOut = -1e30f;
-constexpr float kLowest = -2;
+constexpr float kLowest = -1e29f;  // for -infinity
 __device__ __forceinline__ float at_least_lowest(float threshold) {
   return threshold < kLowest ? kLowest : threshold;  // NaN, which nothing is above, stays
 }

@@ -208,7 +208,7 @@ def test_not_a_number_in_the_threshold(backend: str, device: str, positives: boo
     assert adaptive_info_nce(Z.to(device), math.nan, backend=backend).isnan()
 
 
-@pytest.mark.parametrize("threshold", [math.inf, -math.inf])
+@pytest.mark.parametrize("threshold", [math.inf, -math.inf, -3.0])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
 def test_no_positives_or_no_negatives_anywhere(backend, device, threshold, options) -> None:
     z = make_rows(12, 4, device=device)
