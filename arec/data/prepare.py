@@ -25,7 +25,7 @@ def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
     tied = 0.0
     if "time" in log.columns:
         times = log["time"].to_numpy()
-        order = np.lexsort((times, users))
+        order = _time_order(users, times)
         tied = tied_share(users[order], times[order])
     else:
         order = np.argsort(users, kind="stable")
@@ -76,8 +76,23 @@ def k_core_mask(
 
 def _numbered(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """(n,) int64 numbers from 0 in the order of the text, and the distinct ids in that order."""
-    numbers = ids.rank("dense").to_numpy().astype(np.int64) - 1
-    return numbers, ids.unique().sort().to_numpy()
+    distinct = ids.unique().sort()
+    # The codes of an Enum are looked up; a rank would sort the text of every interaction.
+    numbers = ids.cast(pl.Enum(distinct)).to_physical().to_numpy()
+    return numbers.astype(np.int64), distinct.to_numpy()
+
+
+def _time_order(
+    users,  # (n,) int64 from 0
+    times,  # (n,)
+) -> np.ndarray:
+    """(n,) int64, the rows by user and time; ties keep their order."""
+    if len(times) and times.dtype == np.int64:
+        start, end = int(times.min()), int(times.max()) + 1
+        # Both in one key, where it fits an int64, are sorted once and not twice.
+        if (int(users.max()) + 1) * (end - start) < 2**63:
+            return np.argsort(users * (end - start) + (times - start), kind="stable")
+    return np.lexsort((times, users))
 
 
 def tied_share(

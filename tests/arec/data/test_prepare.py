@@ -30,13 +30,15 @@ def test_k_core_is_what_iterated_dropping_leaves(log, k):
     assert [pair for pair, kept in zip(log, mask, strict=True) if kept] == plain_k_core(log, k)
 
 
-@given(st.lists(st.tuples(*[st.integers(0, 12)] * 3), min_size=1, max_size=60))
-def test_users_are_in_time_order_and_ties_in_file_order(log):
+# From -6 to 6 times this: 2**60 is too long for one key with the user, 2**59 for some numbers of users.
+@pytest.mark.parametrize("unit", [1, 0.5, 2**59, 2**60])
+@given(log=st.lists(st.tuples(*[st.integers(0, 12)] * 3), min_size=1, max_size=60))
+def test_users_are_in_time_order_and_ties_in_file_order(log, unit):
     sequences = prepare(
         "log",
         pl.DataFrame(
             {"user": [f"u{u}" for u, _, _ in log], "item": [f"i{i}" for _, i, _ in log]}
-        ).with_columns(time=pl.Series([t for _, _, t in log])),
+        ).with_columns(time=pl.Series([(t - 6) * unit for _, _, t in log])),
         k_core=1,
     )
     for number, user in enumerate(sequences.user_ids):
@@ -45,6 +47,14 @@ def test_users_are_in_time_order_and_ties_in_file_order(log):
         assert got == [item for _, _, item in mine]
     assert sequences.num_interactions == len(log)
     assert list(sequences.item_ids) == sorted({f"i{i}" for _, i, _ in log})
+
+
+@given(st.lists(st.text(min_size=1), min_size=1))
+def test_numbers_are_in_the_order_of_the_text(ids):
+    sequences = prepare("log", pl.DataFrame({"user": ids, "item": ids}), k_core=1)
+    distinct = sorted(set(ids))
+    assert list(sequences.user_ids) == list(sequences.item_ids) == distinct
+    assert sequences.items.tolist() == [distinct.index(i) + 1 for i in sorted(ids)]
 
 
 def test_numbers_do_not_depend_on_the_order_of_users_in_the_file():
