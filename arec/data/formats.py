@@ -215,15 +215,17 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
 
 
 def _records(data: bytes, dialect: _Delimited) -> Iterator[tuple[int, list[str]]]:
-    """Number of the last line and fields of one record after the other: slow, for headers and
+    """Number of the first line and fields of one record after the other: slow, for headers and
     for finding what is wrong. Blank lines are records without fields."""
     text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8-sig", errors="replace", newline="")
     quoting = csv.QUOTE_MINIMAL if dialect.quoted else csv.QUOTE_NONE
     # Of a quote that is never closed the rest of the file is one field.
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     reader = csv.reader(text, delimiter=dialect.separator, quoting=quoting)
+    line = 1
     for values in reader:
-        yield reader.line_num, values
+        yield line, values
+        line = reader.line_num + 1
 
 
 def _read_parquet(where: str, data: bytes, columns: Columns) -> pl.DataFrame:

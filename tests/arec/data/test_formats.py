@@ -135,7 +135,7 @@ def test_other_dates_are_not_guessed(tmp_path, date):
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [
-        ("user,item,timestamp", 'u,"a,1', "log.csv, line 20002: expected 'user,item,timestamp'"),
+        ("user,item,timestamp", 'u,"a,1', "log.csv, line 2: expected 'user,item,timestamp'"),
         ('user,"item,timestamp', "u,a,1", "expected the columns item, timestamp, user; found 'user'"),
     ],
 )
@@ -187,6 +187,8 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,nan\n", "line 3: expected a number"),
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,inf\n", "line 3: expected a number"),
         ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
+        ("log.csv", 'user,item,timestamp\n\n"1\n1",2,noon\n', "line 3: expected a number"),
+        ("log.csv", 'user,item,timestamp\n1,2,3\n1,"2,3\n1,2,3\n', "line 3: expected 'user"),
         ("log.csv", "user,item,time\n1,2,3\n", "expected the columns item, timestamp, user; found"),
         ("log.csv", "user,item,item,timestamp\n1,2,3,4\n", "expected one column item, found 2"),
         ("log.csv", "userId,movieId,movieId,timestamp\n1,2,3,4\n", "one column movieId, found 2"),
