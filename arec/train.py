@@ -20,7 +20,6 @@ from arec.checkpoint import (
     METRICS,
     RunError,
     load_data,
-    load_run,
     located,
     read_config,
     sampled_candidates,
@@ -134,7 +133,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
                 "DuoRec's; train more steps (--epochs, another --batch-size), or take --simthres row, "
                 "which needs none"
             )
-    _, _, objective = load_run(folder)
+    trainer.restore_best()
     candidates = sampled_candidates(folder, split, config.seed)
     metrics = {
         "config": config.model_dump(mode="json"),
@@ -144,7 +143,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **positives,
-        **final_metrics(objective.to(trainer.device), split, config, candidates),
+        **final_metrics(trainer.objective, split, config, candidates),
     }
     write_json(folder / METRICS, metrics)
     log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)

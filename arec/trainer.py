@@ -245,6 +245,17 @@ class Trainer:
         )
         self.kept = self.step
 
+    def restore_best(self) -> None:
+        """Put the best epoch's model in the place of the last one's.
+
+        Raises:
+            RunError: its checkpoint is missing, or does not fit the settings or the data.
+        """
+        with fitting(self.run / BEST):
+            state = load_state(self.run / BEST)
+            check_data(self.run / BEST, state, self.config, self.split.sequences)
+            self.objective.load_state_dict(state["objective"])
+
     def _restore(self, state: dict[str, Any]) -> None:
         check_data(self.run / LAST, state, self.config, self.split.sequences)
         self.objective.load_state_dict(state["objective"])

@@ -67,6 +67,34 @@ def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch
     assert (folder / "candidates.npz").read_bytes() == candidates, "drawn once"
 
 
+def test_the_best_epoch_is_ranked_and_the_data_are_loaded_once(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    folder, loads = tmp_path / "run", []
+    load = checkpoint.load
+
+    def counted(*args, **kwargs):
+        loads.append(args)
+        return load(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load", counted)
+        patch.setattr(Trainer, "_validation", lambda self, epoch: -epoch)
+        call(train, patch, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
+    assert len(loads) == 1
+    assert torch.load(folder / "checkpoint.pt")["epoch"] == 1
+    table = capsys.readouterr().out
+    call(evaluate, monkeypatch, folder)
+    assert capsys.readouterr().out == table
+
+    (folder / "metrics.json").unlink()  # as a run cut off before the ranking
+    torch.save([1], folder / "checkpoint.pt")
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--resume", folder)
+    assert exit.value.code == 2
+    assert "checkpoint.pt: does not fit the settings" in capsys.readouterr().err
+
+
 def test_one_user(tmp_path, monkeypatch, capsys) -> None:
     """Nothing to contrast with: figures that do not exist are left out, not NaN."""
     folder, log_file = tmp_path / "run", tmp_path / "one.txt"
