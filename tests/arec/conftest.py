@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -18,3 +20,16 @@ def data_dir() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("AREC_DATA_DIR names no folder with real data")
     return Path(folder)
+
+
+@pytest.fixture
+def log_file(tmp_path: Path) -> Path:
+    """90 users who walk along a circle of 20 items."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "walks.txt.gz"
+    with gzip.open(path, "wt") as file:
+        for user in range(90):
+            start, length = rng.integers(20), rng.integers(6, 15)
+            walk = " ".join(f"film{(start + step) % 20}" for step in range(length))
+            print(f"user{user} {walk}", file=file)
+    return path

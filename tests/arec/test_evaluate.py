@@ -1,0 +1,103 @@
+"""Runs that are ranked again, wherever they lie and whatever is wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+import torch
+from programs import SMALL, call
+
+from arec import checkpoint, evaluate, recommend, train
+from arec.results import format_results
+
+
+def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    cases = {"no run there": lambda: (folder / "config.toml").unlink()}
+    cases["no such file"] = lambda: (folder / "checkpoint.pt").unlink()
+    cases["not a readable checkpoint"] = lambda: (folder / "checkpoint.pt").write_bytes(b"PK")
+    with gzip.open(log_file, "at") as file:
+        print("user90 film1 film2 film3 film4 film5", file=file)
+    for message, breaks in [("other data", lambda: None), *reversed(cases.items())]:
+        breaks()
+        with pytest.raises(SystemExit) as exit:
+            call(evaluate, monkeypatch, folder)
+        assert exit.value.code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_unreadable_candidates_are_one_clear_error(log_file, tmp_path) -> None:
+    split = checkpoint.load_data(train.Config(dataset=str(log_file)))
+    path = tmp_path / "candidates.npz"
+    for spoil in (
+        lambda: path.write_bytes(b"PK"),
+        lambda: np.savez(path, random=np.ones((3, 100))),
+        lambda: np.savez(path, random=np.full((90, 100), 21)),
+        lambda: np.savez(path, random=np.array(1)),
+    ):
+        spoil()
+        with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
+            checkpoint.sampled_candidates(tmp_path, split, seed=0)
+
+
+@pytest.mark.parametrize("found_by", ["path", "file", "option", "environment"])
+def test_a_run_is_evaluated_from_any_folder_and_shell(
+    log_file, tmp_path, monkeypatch, capsys, found_by
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = ["--dataset", log_file.name]
+    if found_by == "file":
+        (tmp_path / "settings").mkdir()
+        (tmp_path / "settings/mine.toml").write_text(f'dataset = "../{log_file.name}"')
+        data = ["--config", "settings/mine.toml"]
+    elif found_by != "path":
+        log_file.rename(tmp_path / "ml-1m.txt.gz")
+        data = ["--dataset", "ml-1m"]
+    if found_by == "option":
+        data += ["--data-dir", "."]
+    with monkeypatch.context() as shell:
+        if found_by == "environment":
+            shell.setenv("AREC_DATA_DIR", ".")
+        call(train, shell, *data, "--run-dir", "run", "--epochs", 1, *SMALL)
+    monkeypatch.setenv("AREC_DATA_DIR", str(tmp_path / "elsewhere"))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    call(evaluate, monkeypatch, tmp_path / "moved")
+    assert "test (filtered)" in capsys.readouterr().out
+    call(train, monkeypatch, "--resume", tmp_path / "moved")
+    assert "test (filtered)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("fewest", "said"), [(100, False), (99, True)])
+def test_the_legend_says_when_there_are_too_few_items_to_draw(fewest: int, said: bool) -> None:
+    candidates = np.arange(1, 101) * (np.arange(100) < [[100], [fewest]])
+    table = format_results({}, {"random-100": candidates})
+    assert (f"some users leave only {fewest} items" in table) is said
+
+
+def test_a_checkpoint_of_other_settings_is_one_clear_error(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    toml = (folder / "config.toml").read_text()
+
+    def change_settings() -> None:
+        (folder / "config.toml").write_text(toml.replace("hidden_size = 16", "hidden_size = 32"))
+
+    def change_checkpoints() -> None:
+        for name in ("checkpoint.pt", "last.pt"):
+            torch.save([1], folder / name)
+
+    for breaks in (change_settings, change_checkpoints):
+        breaks()
+        for arguments in ([evaluate, folder], [recommend, folder], [train, "--resume", folder]):
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as exit:
+                call(arguments[0], monkeypatch, *arguments[1:])
+            assert exit.value.code == 2
+            assert "does not fit the settings of config.toml" in capsys.readouterr().err

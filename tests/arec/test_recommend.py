@@ -1,0 +1,40 @@
+"""Recommendations of a finished run."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+
+import pytest
+from programs import SMALL, call
+
+from arec import recommend, train
+
+
+def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 4, *SMALL)
+    capsys.readouterr()
+    call(recommend, monkeypatch, folder, "--top", 30, "--users", "user3", "user14")
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    with gzip.open(log_file, "rt") as file:
+        histories = {line.split()[0]: set(line.split()[1:]) for line in file}
+    films = {f"film{i}" for i in range(20)}
+    for user in ("user3", "user14"):
+        mine = [row for row in rows if row["user"] == user]
+        assert {row["item"] for row in mine} == films - histories[user]
+        assert [int(row["rank"]) for row in mine] == list(range(1, len(mine) + 1))
+        scores = [float(row["score"]) for row in mine]
+        assert scores == sorted(scores, reverse=True)
+
+    call(recommend, monkeypatch, folder, "--top", 30, "--users", "nobody", "user14", "else",
+         "user14")  # fmt: skip
+    known, error = capsys.readouterr()
+    expected = [row["item"] for row in mine]
+    assert [row["item"] for row in csv.DictReader(known.splitlines())] == expected
+    assert "no user 'nobody', 'else'" in error and error.count("\n") == 1
+    with pytest.raises(SystemExit) as exit:
+        call(recommend, monkeypatch, folder, "--users", "nobody")
+    assert exit.value.code == 2
+    nothing, error = capsys.readouterr()
+    assert nothing == "" and "no user 'nobody'; there is, for example, 'user0'" in error

@@ -1,0 +1,183 @@
+"""The training loop: rates, the best epoch, interruptions, losses that break."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from programs import SMALL, call
+
+import arec.trainer
+from arec import checkpoint, evaluate, train
+from arec.config import Config
+from arec.data.batches import TrainingBatches
+from arec.objectives import adaptiverec
+from arec.trainer import Trainer
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+@pytest.mark.parametrize("warmup_epochs", [0.0, 0.01, 0.7, 2.0, 100.0])
+def test_the_learning_rate_rises_to_its_peak_and_then_falls_or_stays(
+    log_file, tmp_path, schedule, warmup_epochs
+) -> None:
+    config = Config(
+        method="sasrec", dataset=str(log_file), epochs=4, schedule=schedule, batch_size=32,
+        warmup_epochs=warmup_epochs,
+    )  # fmt: skip
+    trainer = Trainer(config, checkpoint.load_data(config), tmp_path)
+    steps = 4 * len(trainer.batches)
+    rates = [trainer._rate(step) for step in range(steps)]
+    warmup = round(min(warmup_epochs, 2) * len(trainer.batches))
+    assert max(rates) == pytest.approx(1), "the peak, however long the warm-up"
+    assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    assert trainer._rate(steps) == (pytest.approx(0) if schedule == "cosine" else 1)
+
+
+@pytest.mark.parametrize(("last", "batches"), [(0, 0), (2, 0), (0, 1), (2, 1)])
+def test_resumed_run_equals_an_uninterrupted_one(
+    log_file, tmp_path, monkeypatch, capsys, last, batches
+) -> None:
+    options = ["--dataset", log_file, "--epochs", 4, *SMALL]
+    call(train, monkeypatch, *options, "--run-dir", tmp_path / "whole")
+
+    original = TrainingBatches.epoch
+
+    def cut_off(self, epoch):
+        for at, batch in enumerate(original(self, epoch)):
+            if (epoch, at) == (last, batches):
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(arec.trainer, "_SAVE_SECONDS", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingBatches, "epoch", cut_off)
+        with pytest.raises(SystemExit) as exit:
+            call(train, monkeypatch, *options, "--run-dir", tmp_path / "cut")
+    assert exit.value.code == 130
+    kept = f"{last} epochs" + (f" and {batches} of " if batches else f"; --resume {tmp_path / 'cut'}")
+    assert f"interrupted after {kept}" in capsys.readouterr().err
+    if last:
+        call(evaluate, monkeypatch, tmp_path / "cut")
+        assert "training has not finished" in capsys.readouterr().err
+    call(train, monkeypatch, "--resume", tmp_path / "cut")
+    call(evaluate, monkeypatch, tmp_path / "cut")
+    assert "not finished" not in capsys.readouterr().err
+
+    whole, cut = (torch.load(tmp_path / name / "last.pt")["objective"] for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and "reference" in whole
+    for name, value in whole.items():
+        assert torch.equal(value, cut[name]), name
+    metrics = [json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("whole", "cut")]
+    assert metrics[0]["test"] == metrics[1]["test"]
+
+
+def test_the_best_epoch_is_ranked_and_the_data_are_loaded_once(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    folder, loads = tmp_path / "run", []
+    load = checkpoint.load
+
+    def counted(*args, **kwargs):
+        loads.append(args)
+        return load(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load", counted)
+        patch.setattr(Trainer, "_validation", lambda self, epoch: -epoch)
+        call(train, patch, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
+    assert len(loads) == 1
+    assert torch.load(folder / "checkpoint.pt")["epoch"] == 1
+    table = capsys.readouterr().out
+    call(evaluate, monkeypatch, folder)
+    assert capsys.readouterr().out == table
+
+    (folder / "metrics.json").unlink()  # as a run cut off before the ranking
+    torch.save([1], folder / "checkpoint.pt")
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--resume", folder)
+    assert exit.value.code == 2
+    assert "checkpoint.pt: does not fit the settings" in capsys.readouterr().err
+
+
+def test_adaptiverec_trains_through_the_op_and_nothing_else(
+    log_file, tmp_path, monkeypatch
+) -> None:
+    calls = []
+    op = adaptiverec.adaptive_info_nce
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return op(*args, **kwargs)
+
+    monkeypatch.setattr(adaptiverec, "adaptive_info_nce", counted)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 3,
+         "--views", "su", *SMALL)  # fmt: skip
+    steps = 3 * -(-90 // 32)
+    assert len(calls) == steps
+    sources = Path(train.__file__).parent.rglob("*.py")
+    assert not [path.name for path in sources if "logsumexp" in path.read_text()]
+
+
+def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) -> None:
+    figures = iter([0.1, 0.3, 0.2, 0.2, 0.25, 0.9])
+
+    def planned(objective, split, stage):
+        value = next(figures) if stage == "valid" else 0.0
+        return {name: {"NDCG@10": value} for name in ("filtered", "unfiltered")}
+
+    monkeypatch.setattr(arec.trainer, "evaluate", planned)
+    config = train.Config(
+        dataset=str(log_file), hidden_size=16, feed_forward=16, epochs=10, patience=3
+    )
+    trainer = Trainer(config, checkpoint.load_data(config), tmp_path)
+    assert len(trainer.fit()) == 5
+    assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == trainer.best_epoch == 2
+
+
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_broken_loss_writes_no_checkpoint(
+    log_file, tmp_path, monkeypatch, capsys, broken
+) -> None:
+    original = Trainer._train
+
+    def explode(self, epoch, bar):
+        if epoch == broken:
+            with torch.no_grad():
+                self.objective.encoder.items.weight.fill_(torch.nan)
+        return original(self, epoch, bar)
+
+    monkeypatch.setattr(Trainer, "_train", explode)
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert f"epoch {broken}: the training loss is nan" in error
+    assert ("still holds the best epoch" in error) is (broken > 1)
+    kept = sorted(path.name for path in folder.glob("*.pt"))
+    assert kept == (["checkpoint.pt", "last.pt"] if broken > 1 else [])
+    for name in kept:
+        weights = torch.load(folder / name)["objective"]["encoder.items.weight"]
+        assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3])
+def test_gradients_have_the_norm_that_is_allowed(log_file, tmp_path, monkeypatch, limit) -> None:
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def recorded(self, *args, **kwargs):
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(grads).item())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1,
+         "--gradient-clip", limit, *SMALL)  # fmt: skip
+    if limit:
+        assert norms == pytest.approx([limit] * len(norms), rel=1e-2)
+    else:
+        assert min(norms) > 1e-2
