@@ -196,25 +196,28 @@ class Trainer:
             bar.update()
             since = time.perf_counter() - saved
             if since > _SAVE_SECONDS and self.step < len(self.batches):
+                mean = self._finite(epoch, self.sums["loss"].item() / self.step)
                 self.seconds += since
                 self._save_last()
                 log.info(
                     "epoch %3d  loss %.4f  after %d of %d batches, saved",
-                    epoch,
-                    self.sums["loss"].item() / self.step,
-                    self.step,
-                    len(self.batches),
-                )
+                    epoch, mean, self.step, len(self.batches),
+                )  # fmt: skip
                 saved = time.perf_counter()
         means = {name: value.item() / len(self.batches) for name, value in self.sums.items()}
         self.step, self.sums, self.seconds = 0, {}, 0.0
-        if not math.isfinite(means["loss"]):
+        self._finite(epoch, means["loss"])
+        return means | self.objective.end_epoch()
+
+    def _finite(self, epoch: int, loss: float) -> float:
+        """The loss, before anything is overwritten by the model that gave it."""
+        if not math.isfinite(loss):
             kept = f"; {self.run / BEST} still holds the best epoch so far" if self.records else ""
             raise RunError(
-                f"epoch {epoch}: the training loss is {means['loss']}; try a lower learning_rate or "
-                f"a higher temperature{kept}"
+                f"epoch {epoch}: the training loss is {loss}; try a lower learning_rate or a higher "
+                f"temperature{kept}"
             )
-        return means | self.objective.end_epoch()
+        return loss
 
     def _validation(self, epoch: int) -> float:
         protocol = "filtered" if self.config.filter_history else "unfiltered"

@@ -138,9 +138,11 @@ def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) ->
 
 
 @pytest.mark.parametrize("broken", [1, 2])
+@pytest.mark.parametrize("seconds", [0, 300])  # saved after every batch, and after epochs alone
 def test_a_broken_loss_writes_no_checkpoint(
-    log_file, tmp_path, monkeypatch, capsys, broken
+    log_file, tmp_path, monkeypatch, capsys, broken, seconds
 ) -> None:
+    monkeypatch.setattr(arec.trainer, "_SAVE_SECONDS", seconds)
     original = Trainer._train
 
     def explode(self, epoch, bar):
