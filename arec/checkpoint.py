@@ -184,6 +184,19 @@ def check_data(path: Path, state: dict[str, Any], config: Config, sequences: Seq
         )
 
 
+def restore_model(
+    objective: Objective, path: Path, state: dict[str, Any], config: Config, sequences: Sequences
+) -> None:
+    """Put the model of a checkpoint, ``state`` read from ``path``, into ``objective``.
+
+    Raises:
+        RunError: it does not fit the settings or the data.
+    """
+    with fitting(path):
+        check_data(path, state, config, sequences)
+        objective.load_state_dict(state["objective"])
+
+
 def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     """Configuration, data and the chosen model of a finished run.
 
@@ -196,7 +209,5 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     state = load_state(run / BEST)
     split = load_data(config)
     objective = build_objective(config, split.sequences.num_items)
-    with fitting(run / BEST):
-        check_data(run / BEST, state, config, split.sequences)
-        objective.load_state_dict(state["objective"])
+    restore_model(objective, run / BEST, state, config, split.sequences)
     return config, split, objective.eval()

@@ -20,10 +20,10 @@ from arec.checkpoint import (
     LAST,
     LOG,
     RunError,
-    check_data,
     fingerprint,
     fitting,
     load_state,
+    restore_model,
     save,
     write_text,
 )
@@ -254,14 +254,13 @@ class Trainer:
         Raises:
             RunError: its checkpoint is missing, or does not fit the settings or the data.
         """
-        with fitting(self.run / BEST):
-            state = load_state(self.run / BEST)
-            check_data(self.run / BEST, state, self.config, self.split.sequences)
-            self.objective.load_state_dict(state["objective"])
+        self._restore_model(self.run / BEST, load_state(self.run / BEST))
+
+    def _restore_model(self, path: Path, state: dict[str, Any]) -> None:
+        restore_model(self.objective, path, state, self.config, self.split.sequences)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        check_data(self.run / LAST, state, self.config, self.split.sequences)
-        self.objective.load_state_dict(state["objective"])
+        self._restore_model(self.run / LAST, state)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])
