@@ -83,8 +83,9 @@ def test_statistics_on_every_instruction_set(isa: str) -> None:
     torch.testing.assert_close(
         row_similarity_quantile(z, 0.9, groups=groups, backend="cpp"),
         reference.row_similarity_quantile(z, 0.9, groups=groups),
-        # A number of a bfloat16 unit row may round to its other neighbour.
-        atol=1e-6 if z.dtype is torch.float32 else 1e-3, rtol=0,
+        # A number of a bfloat16 unit row may round to its other neighbour; rows that are not rounded
+        # at all are off by 8e-4.
+        atol=1e-6 if z.dtype is torch.float32 else 1e-4, rtol=0,
     )
     x, y = z.chunk(2)
     torch.testing.assert_close(
