@@ -12,7 +12,7 @@ using namespace arec::cpu;
 template <class T>
 struct Tile {
   int64_t row, column;
-  int64_t next;   // the next tile's column; -1: this is the last one of its pair of blocks
+  int64_t next;  // the next tile's column; -1: this is the last one of its pair of blocks
   bool partners;  // some partners meet in it
   bool masked;    // not every pair of it is a pair of candidates
   // Where the candidates of rows from `i` on begin, in whole steps of columns: on the diagonal what is
@@ -36,13 +36,13 @@ inline Tile<T> make_tile(const Embeddings<T>& z, const T* group, int64_t row, in
 template <class V, class T, class F>
 inline void for_each_tile(const Embeddings<T>& z, const T* group, Rows rows, Rows columns, F f) {
   const typename V::Session session;
-  const auto first_column = [&](int64_t row) {
+  const auto begin = [&](int64_t row) {
     return row == rows.end ? -1 : rows.begin == columns.begin ? row : columns.begin;
   };
   for (int64_t row = rows.begin; row < rows.end; row += kTile)
-    for (int64_t column = first_column(row); column < columns.end; column += kTile)
+    for (int64_t column = begin(row); column < columns.end; column += kTile)
       f(make_tile(z, group, row, column,
-                  column + kTile < columns.end ? column + kTile : first_column(row + kTile)));
+                  column + kTile < columns.end ? column + kTile : begin(row + kTile)));
 }
 
 // f(std::true_type or std::false_type): `masked` as a compile-time constant.
