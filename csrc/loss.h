@@ -106,10 +106,11 @@ struct Loss {
   template <class T>
   AREC_HOST_DEVICE RowFactors<T> factors(double upstream, double log_denominator, int64_t m,
                                          double sum_positives,
+                                         double shift,  // of all rows' exponentials, where it is one
                                          double width) const {  // of the threshold's gradient, or 0
     const Weights w = weights(m);
     const double per_similarity = upstream * inverse_temperature;
-    const double share = own_shift ? 1 : exp(inverse_temperature - log_denominator);
+    const double share = own_shift ? 1 : exp(shift - log_denominator);
     RowFactors<T> f{};
     f.log_denominator = log_denominator;
     f.partner_weight = per_similarity * w.partner;

@@ -10,9 +10,10 @@ namespace {
 template <class V>
 constexpr bool kTriangles = V::kLanes % V::kRows == 0;
 
-// G_ij + G_ji (upstream gradients included) of the candidates of one tile, in place; else 0.
+// G_ij + G_ji (upstream gradients included) of the candidates of one tile, in place; else 0. `p` is a
+// copy, of which the compiler knows that no store to `s` changes it.
 template <class V, int option>
-__attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>& p,
+__attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar> p,
                                               const Tile<typename V::Scalar>& tile,
                                               typename V::Scalar* s) {
   constexpr bool positives = option & kPositives, negatives_only = option & kNegativesOnly,
@@ -27,26 +28,19 @@ __attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = tile.row + r;
       const auto x = V::load(s + r * kTile + c);
-      const Exponentials<V, own_shift> e(x, pairs.scale, own_shift ? pairs.shift[i] : 0,
-                                         own_shift ? pairs.shift + j : nullptr);
-      const auto row_threshold = V::broadcast(pairs.threshold[i]);
-      auto for_row = V::broadcast(p.denominator[i]), for_column = denominator;
-      if constexpr (negatives_only) for_row = V::zero_unless(V::not_greater(x, row_threshold), for_row);
-      auto g = for_row;
-      if constexpr (own_shift) {
-        if constexpr (negatives_only)
-          for_column = V::zero_unless(V::not_greater(x, threshold), for_column);
-        g = for_row * e.row + for_column * e.column;
-      } else {
-        if constexpr (negatives_only)
-          g = V::add_where(V::not_greater(x, threshold), for_row, for_column);
-        else g = for_row + for_column;
-        g = g * e.row;
-      }
-      if constexpr (positives) {
-        const auto mine = V::zero_unless(V::greater(x, row_threshold), V::broadcast(p.positive[i]));
-        g = g - V::add_where(V::greater(x, threshold), mine, positive);
-      }
+      const Exponentials<V, own_shift> e(x, pairs, i, j);
+      // One row's share of the pair's gradient, added to `g`.
+      const auto add = [&](typename V::Reg g, typename V::Reg k, typename V::Reg factor,
+                           typename V::Reg exponential, typename V::Reg pull) {
+        const auto below = factor * exponential + g;
+        if constexpr (!positives && !negatives_only) return below;
+        auto above = negatives_only ? g : below;
+        if constexpr (positives) above = above - pull;
+        return V::select(V::greater(x, k), above, below);
+      };
+      auto g = add(V::broadcast(0), V::broadcast(pairs.threshold[i]), V::broadcast(p.denominator[i]),
+                   e.row, V::broadcast(p.positive[i]));
+      g = add(g, threshold, denominator, e.column, positive);
       if constexpr (masked) g = V::zero_unless(CandidateRow<V>(pairs.z, pairs.group, tile, i)(c), g);
       V::store(s + r * kTile + c, g);
     }
@@ -70,7 +64,7 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
   const auto& pairs = p.pairs;
   typename V::Reg columns[kTile / V::kLanes];
   for (auto& sum : columns) sum = V::broadcast(0);
-  const auto scale = V::broadcast(pairs.scale), width = V::broadcast(-p.inverse_width);
+  const auto width = V::broadcast(-p.inverse_width);
   // dl/dq sigma (1 - sigma), the latter being t / (1 + t)^2 with t = exp(-|s - k| / h). In a row's own
   // scale there is one exponent for both: one far above log D would be infinite before t is 0.
   const auto pull = [&](typename V::Reg x, typename V::Reg threshold, typename V::Reg shift,
@@ -78,8 +72,8 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
     const auto distance = width * V::abs(x - threshold);
     const auto t = exp2_any<V>(distance), one = V::broadcast(1) + t;
     typename V::Reg share;
-    if constexpr (own_shift) share = exp2_any<V>(x * scale - shift + distance);
-    else share = exp2<V>(x * scale - shift) * t;
+    if constexpr (own_shift) share = exp2_any<V>(x * V::broadcast(pairs.scale) - shift + distance);
+    else share = exp2<V>(x, pairs.scale, pairs.shared_shift) * t;
     return (plain * t + exponential * share) / (one * one);
   };
   for (int64_t r = 0; r < kTile; ++r) {
@@ -90,11 +84,11 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
       const int64_t j = tile.column + c;
       const auto x = V::load(s + r * kTile + c), candidate = candidates(c);
       const auto row = pull(x, V::broadcast(pairs.threshold[i]),
-                            own_shift ? V::broadcast(pairs.shift[i]) : scale,
+                            V::broadcast(own_shift ? pairs.shift[i] : 0),
                             V::broadcast(p.constant[i]) + V::broadcast(p.linear[i]) * x,
                             V::broadcast(p.exponential[i]));
       const auto column = pull(x, V::load(pairs.threshold + j),
-                               own_shift ? V::load(pairs.shift + j) : scale,
+                               own_shift ? V::load(pairs.shift + j) : V::broadcast(0),
                                V::load(p.constant + j) + V::load(p.linear + j) * x,
                                V::load(p.exponential + j));
       sum = V::add_where(candidate, sum, row);

@@ -29,8 +29,7 @@ void add_sums(const Forward<typename V::Scalar>& p, const Tile<typename V::Scala
     for (int r = 0; r < 4; ++r) {
       const int64_t i = row + r;
       const auto x = V::load(s + r * kTile + c);
-      const Exponentials<V, own_shift> e(x, pairs.scale, own_shift ? pairs.shift[i] : 0,
-                                         own_shift ? pairs.shift + j : nullptr);
+      const Exponentials<V, own_shift> e(x, pairs, i, j);
       typename V::Mask candidate{};
       if constexpr (masked) candidate = CandidateRow<V>(pairs.z, pairs.group, tile, i)(c);
       counter.template add<masked>(at + r * kTile + c, x, candidate);

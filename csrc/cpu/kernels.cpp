@@ -46,18 +46,18 @@ void exp2_each(const float* x, float* y, int64_t n) {
 // The peak: independent chains of multiply-adds that never leave the registers.
 template <class V>
 double multiply_adds(int64_t repeats) {
-  constexpr int chains = 8;
+  constexpr int chains = 12;  // more than two a cycle need to hide their latency
   typename V::Reg sum[chains];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int k = 0; k < chains; ++k) sum[k] = V::broadcast(k);
   auto factor = V::broadcast(0.5f);
   for (int64_t i = 0; i < repeats; ++i) {
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (int k = 0; k < chains; ++k) sum[k] = V::multiply_add(sum[k], factor, factor);
     asm volatile("" ::: "memory");
   }
   float total = 0;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int k = 0; k < chains; ++k) total += V::sum(sum[k]);
   asm volatile("" ::"x"(total));
   return 2.0 * V::kPack * V::kLanes * chains * double(repeats);

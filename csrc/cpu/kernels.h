@@ -14,7 +14,7 @@ constexpr int64_t kNowhere = 16;  // counters beyond a histogram's bins: what is
 enum Option : int {
   kPositives = 1,      // pairs above the threshold are positives (Eq. 9), not only masked
   kNegativesOnly = 2,  // pairs above the threshold leave the denominator
-  kOwnShift = 4,       // one shift a row in the exponent; else both triangles share exp((s-1)/tau)
+  kOwnShift = 4,       // one shift a row in the exponent; else both triangles share one exponential
   kMasked = 8,         // some pairs of the tile are no candidates; set by the kernels for each tile
   kOptions = 16,
 };
@@ -51,7 +51,8 @@ struct Pairs {
   Embeddings<T> z;
   const T* threshold;  // (padded_n)
   const T* group;      // (padded_n): equal for rows of one group, NaN for rows of none; or null
-  const T* shift;      // (padded_n): kOwnShift, the exponent is s * scale - shift
+  const T* shift;      // (padded_n): kOwnShift, the exponent of 2 is s * scale - shift, ...
+  T shared_shift;      // ... and else s * scale - shared_shift, a whole number at or above the scale
   T scale;             // log2(e) / temperature
   int options;
 };

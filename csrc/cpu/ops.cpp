@@ -36,7 +36,15 @@ int options_of(const Loss& loss) {
 template <class T>
 Pairs<T> make_pairs(const Input<T>& input, const T* threshold, const T* shift, double inverse_temperature,
                     int options) {
-  return {input.rows, threshold, input.group, shift, T(kLog2E * inverse_temperature), options};
+  const double scale = kLog2E * inverse_temperature;
+  return {input.rows, threshold, input.group, shift, T(std::ceil(scale)), T(scale), options};
+}
+
+// By how much the exponentials that rows share are smaller than those of s / tau - 1 / tau: the rounded scale
+// is made up for where it matters most, at the largest similarities.
+template <class T>
+double beyond_scale(const Pairs<T>& pairs) {
+  return (double(pairs.shared_shift) - double(pairs.scale)) * kLn2;
 }
 
 // A histogram a worker, summed over ordered pairs at the end: integers, so their order is no matter.
@@ -111,11 +119,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   const auto pair = [&](Rows rows, Rows columns, int64_t worker) {
     input.kernels->forward(p, rows, columns, histogram.of(worker));
   };
+  const double shared_shift = loss.inverse_temperature + beyond_scale(p.pairs);
   const auto finish = [&](Rows rows) {
     for (int64_t i = rows.begin; i < std::min(rows.end, n); ++i) {
       const int64_t m = int64_t(p.num_positives[i]);
       const auto [row_loss, log_d] = loss.row<T>(
-          {p.sum_exp[i], shift ? double(shift[i]) * kLn2 : loss.inverse_temperature,
+          {p.sum_exp[i], shift ? double(shift[i]) * kLn2 : shared_shift,
            p.sum_positives[i], m, p.partner_similarity[i]},
           k[i]);
       losses[i] = row_loss;
@@ -186,13 +195,15 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   Tensor grad_threshold = new_empty({width > 0 ? n : 0}, kScalarType<T>);
   T* const threshold_gradients = static_cast<T*>(grad_threshold.mutable_data_ptr());
 
+  const double shared_shift = loss.inverse_temperature + beyond_scale(p.pairs);
   const auto prepare = [&](Rows rows) {
     input.normalise(rows);
     std::fill(p.gradient + rows.begin * input.rows.width, p.gradient + rows.end * input.rows.width,
               T(0));
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const bool row = i < n;
-      const auto f = row ? loss.factors<T>(upstream[i], logs[i], counts[i], similarities[i], width)
+      const auto f = row ? loss.factors<T>(upstream[i], logs[i], counts[i], similarities[i], shared_shift,
+                                           width)
                          : RowFactors<T>{};
       k[i] = row ? thresholds[i] : 0;
       log_d[i] = f.log_denominator;
@@ -316,7 +327,7 @@ Tensor uniformity(const Tensor& x) {
     Input<T> input(x, false);
     const int64_t n = input.rows.n;
     input.allocate(std::nullopt);
-    const auto pairs = make_pairs<T>(input, nullptr, nullptr, 4, 0);
+    const auto pairs = make_pairs<T>(input, nullptr, nullptr, 4, 0);  // -2 |x_i - x_j|^2 = 4 (s_ij - 1)
     std::vector<double> sums(input.rows.padded_n / kTile);
     for_each_block_pair(
         n, [&](Rows rows) { input.normalise(rows); },
@@ -327,7 +338,8 @@ Tensor uniformity(const Tensor& x) {
     double sum = 0;
     for (double block : sums) sum += block;
     Tensor out = new_empty({}, kScalarType<T>);
-    *static_cast<T*>(out.mutable_data_ptr()) = T(std::log(sum / (double(n) * double(n - 1) / 2)));
+    *static_cast<T*>(out.mutable_data_ptr()) =
+        T(std::log(sum / (double(n) * double(n - 1) / 2)) + beyond_scale(pairs));
     return out;
   });
 }

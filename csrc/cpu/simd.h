@@ -41,6 +41,7 @@ struct Generic : MultiplyAdds {
     return x;
   }
   static Reg multiply_add(Reg a, Reg b, Reg c) { return a * b + c; }
+  static Reg fused(Reg a, Reg b, Reg c) { return a * b + c; }
   static Mask greater(Reg a, Reg b) { return a > b; }  // false for NaN
   static Mask not_greater(Reg a, Reg b) { return ~(a > b); }
   static Mask equal(Reg a, Reg b) { return a == b; }  // false for NaN
@@ -97,7 +98,8 @@ struct Avx512 : MultiplyAdds {
     return _mm512_set1_ps(start) +
            _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   }
-  static Reg multiply_add(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
+  static Reg multiply_add(Reg a, Reg b, Reg c) { return fused(a, b, c); }
+  static Reg fused(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }
   static Mask greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   // Its own comparison: mask registers are turned over one at a time.
   static Mask not_greater(Reg a, Reg b) { return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ); }
@@ -200,19 +202,20 @@ struct Avx512Bf16 : Avx512 {
 };
 #endif
 
-// 2^x to 2 ulp for -126 <= x < 128; NaN stays NaN. 2^x = 2^n 2^f with n = round(x), |f| <= 1/2;
-// adding 1.5 * 2^23 rounds to the integer n and leaves it in the low bits. The polynomial
-// minimises the error in ulp with the constant term fixed, so that 2^0 is exactly 1; without a fused
-// multiply-add one more degree makes up for the additional roundings.
+// 2^x of x = s * scale - shift to 2 ulp for -126 <= x < 128; NaN stays NaN. `shift` is a whole number.
+// 2^x = 2^n 2^f with n = round(x), |f| <= 1/2; adding 1.5 * 2^23 rounds to the integer n and leaves it in
+// the low bits. As 1.5 * 2^23 - shift is exact, x itself, and its rounding, are never needed: f is exact
+// to an ulp of its own. The polynomial minimises the error in ulp with the constant term fixed, so that
+// 2^0 is exactly 1; without a fused multiply-add one more degree makes up for the additional roundings.
 template <class V>
-inline typename V::Reg exp2(typename V::Reg x) {
+inline typename V::Reg exp2(typename V::Reg s, typename V::Scalar scale, typename V::Scalar shift) {
   if constexpr (sizeof(typename V::Scalar) == 8) {
-    for (int lane = 0; lane < V::kLanes; ++lane) x[lane] = __builtin_exp2(x[lane]);
-    return x;
+    for (int lane = 0; lane < V::kLanes; ++lane) s[lane] = __builtin_exp2(s[lane] * scale - shift);
+    return s;
   } else {
-    const auto round = V::broadcast(12582912.0f);
-    const auto n = x + round;
-    const auto f = x - (n - round);
+    const auto factor = V::broadcast(scale), round = V::broadcast(12582912.0f - shift);
+    const auto n = V::fused(s, factor, round);
+    const auto f = V::fused(s, factor, round - n);
 #if defined(__FMA__)
     auto p = 0.00132257072f * f + 0.00967176259f;
     p = p * f + 0.0555089153f;
@@ -234,7 +237,7 @@ inline typename V::Reg exp2(typename V::Reg x) {
 template <class V>
 inline typename V::Reg exp2_any(typename V::Reg x) {
   constexpr int largest = sizeof(typename V::Scalar) == 8 ? 1023 : 127;
-  return exp2<V>(V::min(V::broadcast(largest), V::max(V::broadcast(1 - largest), x)));
+  return exp2<V>(V::min(V::broadcast(largest), V::max(V::broadcast(1 - largest), x)), 1, 0);
 }
 
 }  // namespace

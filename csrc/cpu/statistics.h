@@ -94,8 +94,7 @@ void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, in
   });
 }
 
-// Adds sum exp((s - 1) / tau) over i < j to `sums` (padded_n / kTile), one for each tile of rows;
-// -2 |x_i - x_j|^2 = (s - 1) / tau at tau = 1/4.
+// Adds sum 2^(s * scale - shared_shift) over i < j to `sums` (padded_n / kTile), one for each tile of rows.
 template <class V>
 void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sums) {
   using T = typename V::Scalar;
@@ -106,7 +105,7 @@ void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, dou
       const CandidateRow<V> candidates(p.z, p.group, tile, tile.row + r);
       auto total = V::broadcast(T(0));
       for (int64_t c = tile.first_column(tile.row + r, V::kLanes); c < kTile; c += V::kLanes) {
-        const auto e = Exponentials<V, false>(V::load(s + r * kTile + c), p.scale, T(0), nullptr).row;
+        const auto e = exp2<V>(V::load(s + r * kTile + c), p.scale, p.shared_shift);
         total = tile.masked ? V::add_where(candidates(c), total, e) : total + e;
       }
       sums[tile.row / kTile] += V::sum(total);

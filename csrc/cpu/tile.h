@@ -118,18 +118,18 @@ inline void similarity_tile(const Embeddings<typename V::Scalar>& z,
     similarity_band<V>(z, tile, tile.row + r, s + r * kTile, work);
 }
 
-// exp(s / tau) in the scale of row i and of the columns j; one exponential where they share it.
+// exp(s / tau) in the scale of row i and of the columns from j on; one exponential where they share it.
 template <class V, bool own_shift>
 struct Exponentials {
   using T = typename V::Scalar;
   typename V::Reg row, column;
-  Exponentials(typename V::Reg s, T scale, T row_shift, const T* column_shifts) {
-    const auto x = V::broadcast(scale);
+  Exponentials(typename V::Reg s, const Pairs<T>& pairs, int64_t i, int64_t j) {
     if constexpr (own_shift) {
-      row = exp2_any<V>(s * x - V::broadcast(row_shift));
-      column = exp2_any<V>(s * x - V::load(column_shifts));
+      const auto x = s * V::broadcast(pairs.scale);
+      row = exp2_any<V>(x - V::broadcast(pairs.shift[i]));
+      column = exp2_any<V>(x - V::load(pairs.shift + j));
     } else {
-      row = column = exp2<V>(s * x - x);
+      row = column = exp2<V>(s, pairs.scale, pairs.shared_shift);
     }
   }
 };
