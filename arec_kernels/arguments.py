@@ -97,6 +97,10 @@ def check_options(
         )
     if histogram_bins is not None:
         check_bins("histogram_bins", histogram_bins)
+    check_reduction(reduction)
+
+
+def check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {REDUCTIONS}, got {reduction!r}")
 

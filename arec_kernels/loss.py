@@ -37,7 +37,7 @@ def adaptive_info_nce(
         z: (2B, D) float32, bfloat16 or float16, any strides, not normalised; float64 with the
             backends "reference" and "cpp". Gradients have the same type. Rows with a norm below
             1e-12 have cosine 0 with every row, and gradient 0. Under DistributedDataParallel each
-            process contrasts its own rows.
+            process contrasts its own rows; `arec_kernels.distributed` has those of all.
         threshold: (2B,), (B,) (used for both views) or a scalar, any float type, in units of the
             cosine, before the temperature. A cosine equal to the threshold is a negative.
         temperature: finite, > 0; the logits are cosine / temperature (the paper has none).

@@ -1,0 +1,110 @@
+"""The same loss over a process group: a process has its rows here, their candidates are everybody's.
+
+Rows, thresholds and groups are gathered in the forward pass, and the gradients that come from above in
+the backward pass: numbers a row, so that every process has what it takes to compute the whole gradient
+of its own rows, and nothing has to be summed between processes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from arec_kernels import loss
+from arec_kernels.arguments import check_reduction, check_views, group_rows, threshold_rows
+from arec_kernels.reference import InfoNCEStats, reduce
+
+Group = dist.ProcessGroup | None
+
+
+def adaptive_info_nce(
+    z: Tensor,  # (N, D), N = 2B
+    threshold: Tensor | float,  # (N,), (B,) or a scalar
+    *,
+    process_group: Group = None,
+    groups: Tensor | None = None,  # (N,) or (B,)
+    reduction: str = "mean",
+    **options: Any,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """`arec_kernels.adaptive_info_nce` of the rows of this process among those of all processes.
+
+    As if the rows of all were one batch, of which each process gets the loss of its own. The gradient is
+    that of the sum of what the processes make of their losses: with `reduction="mean"` under
+    DistributedDataParallel, which averages gradients, a step is that of one process with all rows.
+    Every process computes all similarities, W^2 times those of its own rows with W processes, in
+    O(W N D) memory; all of them run forward and backward.
+
+    Args:
+        z: as there; with the same shape and type in every process, which is not checked.
+        threshold, groups: as there, of the rows of this process; a group has the same number everywhere.
+        process_group: the processes that share their rows; None: all.
+        reduction: over the rows of this process.
+        options: as there. The histogram is that of all rows.
+
+    Returns:
+        As there, of the rows of this process; with `histogram_bins` a pair.
+
+    Raises:
+        ValueError: an argument is not as described, torch.distributed is not initialised, or this
+            process is not in `process_group`.
+    """
+    check_views(z)
+    check_reduction(reduction)
+    if dist.get_rank(process_group) < 0:
+        raise ValueError("process_group: expected one that this process is in")
+    threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
+    result = loss.adaptive_info_nce(
+        _Gather.apply(z, process_group),
+        _Gather.apply(threshold, process_group),
+        groups=None if groups is None else _gathered(groups, process_group),
+        reduction="none",
+        **options,
+    )
+    losses, stats = result if isinstance(result, tuple) else (result, None)
+    own = reduce(_Own.apply(losses, process_group), reduction)
+    if stats is None:
+        return own
+    return own, stats._replace(positives=_own(stats.positives, process_group))
+
+
+def _gathered(rows: Tensor, group: Group) -> Tensor:  # (2B, ...) -> (2BW, ...)
+    """First the first views of all processes, then their second ones."""
+    rows = rows.contiguous()
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, rows, group=group)
+    return torch.stack([part.unflatten(0, (2, -1)) for part in parts], dim=1).flatten(0, 2)
+
+
+def _own(rows: Tensor, group: Group) -> Tensor:  # (2BW, ...) -> (2B, ...)
+    views = rows.unflatten(0, (2, dist.get_world_size(group), -1))
+    return views[:, dist.get_rank(group)].flatten(0, 1)
+
+
+class _Gather(torch.autograd.Function):
+    """The gradient of all rows is that of everybody's losses, so one's own rows have theirs in it."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return _gathered(rows, group)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return _own(grad, ctx.group), None
+
+
+class _Own(torch.autograd.Function):
+    """Lets `_Gather` have the gradients of everybody's losses."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, rows: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return _own(rows, group)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+        return _gathered(grad, ctx.group), None
