@@ -138,7 +138,7 @@ class Trainer:
             One record an epoch: means of the logged scalars, validation metrics, seconds.
 
         Raises:
-            RunError: the loss is not finite; no checkpoint is written after that.
+            RunError: the loss or a weight is not finite; no checkpoint is written after that.
         """
         done = len(self.records)
         steps = (self.config.epochs - done) * len(self.batches) - self.step
@@ -210,14 +210,17 @@ class Trainer:
         return means | self.objective.end_epoch()
 
     def _finite(self, epoch: int, loss: float) -> float:
-        """The loss, before anything is overwritten by the model that gave it."""
+        """The loss, before anything is overwritten by the model that it led to."""
         if not math.isfinite(loss):
-            kept = f"; {self.run / BEST} still holds the best epoch so far" if self.records else ""
-            raise RunError(
-                f"epoch {epoch}: the training loss is {loss}; try a lower learning_rate or a higher "
-                f"temperature{kept}"
-            )
-        return loss
+            what = f"the training loss is {loss}"
+        elif not all(weight.isfinite().all() for weight in self.objective.parameters()):
+            what = "weights of the model have become infinite or NaN"
+        else:
+            return loss
+        kept = f"; {self.run / BEST} still holds the best epoch so far" if self.records else ""
+        raise RunError(
+            f"epoch {epoch}: {what}; try a lower learning_rate or a higher temperature{kept}"
+        )
 
     def _validation(self, epoch: int) -> float:
         protocol = "filtered" if self.config.filter_history else "unfiltered"

@@ -139,28 +139,43 @@ def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) ->
 
 @pytest.mark.parametrize("broken", [1, 2])
 @pytest.mark.parametrize("seconds", [0, 300])  # saved after every batch, and after epochs alone
-def test_a_broken_loss_writes_no_checkpoint(
-    log_file, tmp_path, monkeypatch, capsys, broken, seconds
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("loss", "the training loss is nan"), ("weights", "weights of the model have become")],
+)
+def test_a_broken_model_writes_no_checkpoint(
+    log_file, tmp_path, monkeypatch, capsys, broken, seconds, what, message
 ) -> None:
     monkeypatch.setattr(arec.trainer, "_SAVE_SECONDS", seconds)
     original = Trainer._train
 
-    def explode(self, epoch, bar):
-        if epoch == broken:
-            with torch.no_grad():
-                self.objective.encoder.items.weight.fill_(torch.nan)
+    @torch.no_grad()
+    def explode(trainer: Trainer) -> None:
+        trainer.objective.encoder.items.weight.fill_(torch.nan)
+
+    def train_and_explode(self, epoch, bar):
+        def after_last_step(*_) -> None:
+            if self.step == len(self.batches) - 1:
+                explode(self)
+
+        if epoch == broken and what == "loss":
+            explode(self)
+        elif epoch == broken:
+            self.optimizer.register_step_post_hook(after_last_step)
         return original(self, epoch, bar)
 
-    monkeypatch.setattr(Trainer, "_train", explode)
+    monkeypatch.setattr(Trainer, "_train", train_and_explode)
     folder = tmp_path / "run"
     with pytest.raises(SystemExit) as exit:
         call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
     assert exit.value.code == 2
     error = capsys.readouterr().err
-    assert f"epoch {broken}: the training loss is nan" in error
+    assert f"epoch {broken}: {message}" in error
     assert ("still holds the best epoch" in error) is (broken > 1)
     kept = sorted(path.name for path in folder.glob("*.pt"))
-    assert kept == (["checkpoint.pt", "last.pt"] if broken > 1 else [])
+    on_the_way = what == "weights" and seconds == 0  # batches before the broken one
+    expected = ["checkpoint.pt"] * (broken > 1) + ["last.pt"] * (broken > 1 or on_the_way)
+    assert kept == expected
     for name in kept:
         weights = torch.load(folder / name)["objective"]["encoder.items.weight"]
         assert weights.isfinite().all()
