@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from arec.config import Config
+from arec.config import PLACES, Config
 from arec.data import absolute, load
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
@@ -83,6 +83,24 @@ def read_config(run: Path) -> Config:
     if not path.is_file():
         raise RunError(f"{run}: no run there ({CONFIG} is missing); expected a folder of arec.train")
     return Config.from_settings({}, path)
+
+
+def is_finished(folder: Path, config: Config) -> bool:
+    """Whether the folder holds the finished run of a configuration.
+
+    Raises:
+        RunError: it holds a run of another one.
+    """
+    if not (folder / CONFIG).is_file():
+        return False
+    kept = read_config(folder)
+    for name in Config.model_fields:
+        found, wanted = getattr(kept, name), getattr(config, name)
+        if found != wanted and name not in PLACES:
+            raise RunError(
+                f"{folder}: holds a run with {name} {found}, expected {wanted}; choose another folder"
+            )
+    return (folder / METRICS).is_file()
 
 
 def load_state(path: Path) -> dict[str, Any]:

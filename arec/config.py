@@ -235,7 +235,8 @@ class Config(BaseModel):
     @property
     def masked_items(self) -> bool:
         """Whether the encoder is bidirectional, trained on masked items."""
-        return self.method == "bert4rec" or (self.task == "masked-item" and self.method != "sasrec")
+        masked = self.task == "masked-item" and self.method in _CONTRASTIVE
+        return self.method == "bert4rec" or masked
 
     @property
     def contrastive(self) -> bool:

@@ -59,6 +59,7 @@ def recommend(
     """
     objective.eval()
     device = next(objective.parameters()).device
+    users = np.asarray(users)
     for start in range(0, len(users), _BATCH):
         batch = users[start : start + _BATCH]
         lengths = sequences.lengths[batch]

@@ -14,20 +14,18 @@ from typing import Any
 
 from arec.checkpoint import (
     BEST,
-    CONFIG,
     METRICS,
-    RunError,
     check_data,
     fitting,
+    is_finished,
     load_data,
     load_state,
     located,
-    read_config,
     write_bytes,
     write_text,
 )
 from arec.cli import Parser, add_settings, given_settings, run
-from arec.config import PLACES, Config
+from arec.config import Config
 from arec.figures import FIGURES
 from arec.report import png, read_run
 from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown
@@ -87,25 +85,6 @@ class Plan:
             ]
             for file, plot in FIGURES.items()
         }
-
-
-def is_finished(folder: Path, config: Config) -> bool:
-    """Whether the folder holds the finished run of a configuration.
-
-    Raises:
-        RunError: it holds a run of another one.
-    """
-    if not (folder / CONFIG).is_file():
-        return False
-    kept = read_config(folder)
-    for name in Config.model_fields:
-        found, wanted = getattr(kept, name), getattr(config, name)
-        if found != wanted and name not in PLACES:
-            raise RunError(
-                f"{folder}: holds a run with {name} {found}, expected {wanted}; choose another "
-                "--runs-dir"
-            )
-    return (folder / METRICS).is_file()
 
 
 def find_missing(runs: Iterable[Planned]) -> list[Planned]:

@@ -56,7 +56,7 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
             name = f"{label} ({protocol})"
             lines.append(f"{name:26}" + "".join(f"{figures[metric]:11.4f}" for metric in _METRICS))
     lines += [
-        "filtered: the user's own history is not ranked; unfiltered: every item is;",
+        "filtered: the rest of the user's own history is not ranked; unfiltered: every item is;",
         "popular-100, random-100: 100 items drawn by popularity or uniformly are, and the target",
     ]
     fewest = min((sampled > 0).sum(axis=1).min() for sampled in candidates.values())

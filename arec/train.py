@@ -19,6 +19,7 @@ from arec.checkpoint import (
     LAST,
     METRICS,
     RunError,
+    is_finished,
     load_data,
     located,
     read_config,
@@ -74,18 +75,25 @@ def main() -> None:
 def train(config: Config, folder: Path) -> str:
     """Train in a run folder, from the start or on from where it was cut off, and rank.
 
+    The library's way to a folder that `arec.evaluate`, `arec.recommend` and `arec.report` read.
+
     Returns:
         The table of results.
+
+    Raises:
+        RunError: the folder holds a run of other settings; the training broke.
+        DataError: the data cannot be had or are not as they have to be.
     """
-    if (folder / METRICS).is_file():
+    config = located(config)
+    if is_finished(folder, config):
         print(f"{folder}: finished already; ranking again, training nothing", file=sys.stderr)
         return evaluate_run(folder)
     started = (folder / LAST).exists()  # else there is nothing to go on from but its settings
     # Before anything is written: what cannot be loaded or built leaves nothing behind.
-    trainer = Trainer(located(config), load_data(config), folder, resume=started)
+    trainer = Trainer(config, load_data(config), folder, resume=started)
     new = not (folder / CONFIG).is_file()
     if new:
-        write_text(folder / CONFIG, trainer.config.to_toml())
+        write_text(folder / CONFIG, config.to_toml())
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
         if new and config.unused:
             log.warning("%s does not use %s", config.method, ", ".join(config.unused))
@@ -114,6 +122,13 @@ def _fit_and_rank(trainer: Trainer) -> str:
             "keep the order of the file; if the file sorts them alike for all users, for example by "
             "item, a model learns that order, and ranks too well",
             100 * sequences.tied,
+        )
+    if (repeated := split.repeated()) > 0.01:
+        log.info(
+            "%.0f%% of the test items are in their user's history already: ranked all the same, while "
+            "arec.recommend never gives a user the same item again; lines that the file has twice are "
+            "kept",
+            100 * repeated,
         )
     log.info(
         "%s: %d parameters, on %s; run folder %s",

@@ -93,6 +93,9 @@ def training_batches(config: Config, split: LeaveOneOut) -> TrainingBatches:
 class Trainer:
     """Trains one objective on one split and keeps the checkpoint that validates best.
 
+    `arec.train.train` is this with settings, candidates and metrics beside it, which make the folder a
+    run for the other programs.
+
     Args:
         run: folder for ``log.jsonl`` (a line an epoch), ``checkpoint.pt`` (the best epoch's model)
             and ``last.pt`` (all that is needed to go on after an interruption).

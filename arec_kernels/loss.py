@@ -28,34 +28,43 @@ def adaptive_info_nce(
     """InfoNCE on cosine similarities with a similarity threshold for each row (AdaptiveRec, Eq. 8-9).
 
     Rows i and i + B of `z` are two views of one sequence: partners, always positive for each other.
-    The candidates of row i are all other rows. Those with a cosine above the row's threshold
-    ("SimThres") are taken for false negatives: they leave the denominator and become positives
-    themselves. The others are the negatives. With `threshold=math.inf, positives=False` this is
-    NT-Xent (SimCLR) on cosines. The compiled backends need O(N D) memory.
+    The candidates of row i are all rows but itself and its partner. Those with a cosine above the
+    row's threshold ("SimThres") are taken for false negatives: they leave the denominator and
+    become positives themselves, m_i of them. The others are the negatives. With cosines s_ij, D_i
+    the sum of exp(s_ij / tau) over the partner p and the negatives, and l_ij = log D_i - s_ij / tau,
+    the loss of row i is alpha l_ip + (1 - alpha) / m_i sum_j l_ij over its positives j; l_ip without.
+    With `threshold=math.inf, positives=False` this is NT-Xent (SimCLR) on cosines. The compiled
+    backends need O(N D) memory.
 
     Args:
         z: (2B, D) float32, bfloat16 or float16, any strides, not normalised; float64 with the
             backends "reference" and "cpp". Gradients have the same type. Rows with a norm below
-            1e-12 have cosine 0 with every row, and gradient 0. Under DistributedDataParallel each
-            process contrasts its own rows; `arec_kernels.distributed` has those of all.
+            1e-12 have cosine 0 with every row, and gradient 0. The rounding of bfloat16 and float16
+            moves cosines over a finite threshold; `z.float()` does not. Under
+            DistributedDataParallel each process contrasts its own rows; `arec_kernels.distributed`
+            has those of all.
         threshold: (2B,), (B,) (used for both views) or a scalar, any float type, in units of the
             cosine, before the temperature. A cosine equal to the threshold is a negative.
         temperature: finite, > 0; the logits are cosine / temperature (the paper has none).
         groups: (2B,) or (B,) integers. Rows of one group >= 0 (say, with the same target item) are
-            known not to be negatives of each other and are no candidates; partners stay partners.
+            known not to be negatives of each other and are no candidates, so no positives either
+            (this is not supervised contrast); partners stay partners.
         positives: whether candidates above the threshold become positives (Eq. 9) or are only left
-            out of the negatives (Eq. 8).
+            out of the negatives (Eq. 8); then weights change nothing.
         partner_weight: the partner's weight alpha, in (0, 1] (< 1 with "printed"); the positives of
             a row share the rest equally.
         denominator: "negatives" (the paper) sums over the negatives and the partner; "all" keeps the
             candidates above the threshold in the sum (the paper's released program).
         weighting: "label" has the weights outside the logarithm, sum 1; "label-unnormalised" the
             same, but a row without positives has the weight alpha (the released program); "printed"
-            has the weights inside the logarithm (Eq. 9 as printed).
+            has the weights inside the logarithm (Eq. 9 as printed): l_ip - log(alpha) plus the sum of
+            l_ij - log((1 - alpha) / m_i), which grows with the number of positives.
         threshold_grad: None (the paper): no gradient to the threshold. A width h > 0: straight-through
-            gradient, the indicator's derivative being that of sigmoid((s - threshold) / h). Without
-            one, DistributedDataParallel wants `find_unused_parameters` where only this loss would
-            reach the parameters that thresholds come from.
+            gradient to the threshold alone, the indicator's derivative being that of
+            sigmoid((s - threshold) / h). It pulls thresholds below nearly all cosines unless a
+            regulariser holds them (Appendix A). Without it, DistributedDataParallel wants
+            `find_unused_parameters` where only this loss would reach the parameters that thresholds
+            come from.
         histogram_bins: also return counts, from the same pass.
         reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
         backend: None (the fastest one known for these tensors), "reference", "cpp", "triton" (on CPU
@@ -63,8 +72,9 @@ def adaptive_info_nce(
 
     Returns:
         The loss, 0-d or (2B,), float32 (float64 for float64 `z`); with `histogram_bins` a pair
-        (loss, InfoNCEStats), whose fields are `positives`, m_i of each row, and `histogram`. NaN or
-        infinity in `z` and NaN in `threshold` give NaN for every row that they touch.
+        (loss, InfoNCEStats), whose fields are `positives`, m_i of each row (0 where `positives` is
+        false), and `histogram`. NaN or infinity in `z` and NaN in `threshold` give NaN for every
+        row that they touch.
 
     Raises:
         ValueError: an argument is not as described.

@@ -14,9 +14,8 @@ import numpy as np
 from provenance import commit, machine
 from publish import RESULTS
 
-from arec.checkpoint import METRICS
+from arec.checkpoint import METRICS, is_finished
 from arec.config import Config
-from arec.reproduce import is_finished
 from arec.tables import mean_and_deviation, over_seeds
 from arec.train import train
 

@@ -18,10 +18,10 @@ from provenance import commit, machine
 from publish import RESULTS
 from repeats import measure
 
+from arec.checkpoint import is_finished
 from arec.config import Config
 from arec.data.formats import read
 from arec.data.prepare import tied_share
-from arec.reproduce import is_finished
 from arec.tables import mean_and_deviation, over_seeds
 from arec.train import train
 

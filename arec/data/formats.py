@@ -66,7 +66,7 @@ _DELIMITED = {
     "ratings_[A-Z]*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "timestamp")),
 }
 
-_TIME = "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00)"
+_TIME = "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00; one kind in all rows)"
 # Date, hours and minutes, seconds, hours and minutes of the offset; only the date has to be there.
 _ISO_8601 = (
     r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d(?:\.\d+)?)?(?:Z|([+-]\d\d):?(\d\d)?)?)?$"

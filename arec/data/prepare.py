@@ -10,7 +10,8 @@ from arec.errors import DataError
 
 
 def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
-    """Sequences from a log as `arec.data.formats.read` returns it.
+    """Sequences from a log as `arec.data.formats.read` returns it: columns user, item and, unless the
+    rows of each user are in order, time (numbers or dates).
 
     Users and items are numbered in the order of their original ids as text, so that the same
     interactions get the same numbers from whatever file they came. Interactions of a user at the
@@ -18,8 +19,13 @@ def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
 
     Raises:
         DataError: nothing is left after the k-core filter.
-        ValueError: `k_core` < 1.
+        ValueError: the log has other columns or an id or time is null; `k_core` < 1.
     """
+    if not {"user", "item"} <= set(log.columns) <= {"user", "item", "time"}:
+        raise ValueError(f"log: expected the columns user, item and, if any, time, got {log.columns}")
+    for column in log:
+        if column.null_count():
+            raise ValueError(f"log: expected no null in {column.name}, got {column.null_count()}")
     users, user_ids = _numbered(log["user"])
     items, item_ids = _numbered(log["item"])
     tied = 0.0
@@ -76,6 +82,7 @@ def k_core_mask(
 
 def _numbered(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """(n,) int64 numbers from 0 in the order of the text, and the distinct ids in that order."""
+    ids = ids.cast(pl.String)
     distinct = ids.unique().sort()
     # The codes of an Enum are looked up; a rank would sort the text of every interaction.
     numbers = ids.cast(pl.Enum(distinct)).to_physical().to_numpy()

@@ -55,6 +55,14 @@ class LeaveOneOut:
         ends = self.sequences.offsets[self.eval_users + 1]
         return self.sequences.items[ends - _from_end(stage)]
 
+    def repeated(self) -> float:
+        """The share of `eval_users` whose test target is in their history already."""
+        items, lengths = self.sequences.items, self.sequences.lengths
+        targets = items[self.sequences.offsets[1:] - 1]
+        users = np.repeat(np.arange(len(lengths)), lengths)[items == np.repeat(targets, lengths)]
+        times = np.bincount(users, minlength=len(lengths))
+        return float((times[self.eval_users] > 1).mean())
+
     def history_lengths(self, stage: Stage) -> np.ndarray:
         """(E,) int64, the history of user u is `sequences[u][:length]`, all items before the target.
 

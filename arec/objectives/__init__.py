@@ -1,4 +1,9 @@
-"""What is trained: one file a method, all behind :class:`Objective`."""
+"""What is trained: one file a method, all behind :class:`Objective`.
+
+A new method is a file here, its class in `_METHODS` below, its name at `Config.method` and a recipe. One
+that compares views derives from `ContrastiveObjective` and stands in `_CONTRASTIVE` of `arec.config`;
+settings that only some methods use stand beside it with their names.
+"""
 
 from __future__ import annotations
 

@@ -24,7 +24,11 @@ class Objective(nn.Module):
         self.config = config
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss to minimise (0-d) and 0-d tensors to log, averaged over the epoch."""
+        """The loss to minimise (0-d) and detached 0-d tensors to log, averaged over the epoch.
+
+        Runs under autocast with ``precision = "bfloat16"``. The trainer weights both by
+        ``batch.weight`` and logs the loss itself as "loss".
+        """
         raise NotImplementedError
 
     def end_epoch(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import typing
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from arec.config import Config
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
+from arec.objectives import _METHODS
+from arec.objectives.contrastive import ContrastiveObjective
 from arec.trainer import Trainer, evaluate, training_batches
 
 ROWS = 21  # with 8 in a batch the last one is incomplete
@@ -24,6 +27,14 @@ def split() -> LeaveOneOut:
     return LeaveOneOut(
         Sequences("walks", items, offsets, np.arange(20).astype(str), np.arange(ROWS).astype(str))
     )
+
+
+def test_settings_know_which_methods_compare_views() -> None:
+    """Else `views` would be said to be unused, or an epoch would train before anything failed."""
+    names = typing.get_args(Config.model_fields["method"].annotation)
+    assert set(names) == set(_METHODS)
+    for name, method in _METHODS.items():
+        assert issubclass(method, ContrastiveObjective) is Config(method=name).contrastive
 
 
 VARIANTS = [

@@ -15,6 +15,8 @@ import torch
 from programs import SMALL, call
 
 from arec import evaluate, train
+from arec.checkpoint import RunError
+from arec.config import Config
 
 
 def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch, capsys) -> None:
@@ -206,3 +208,20 @@ def test_a_simthres_that_never_came_down_is_said(
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 3,
          "--views", "su", "--simthres", simthres, *SMALL)  # fmt: skip
     assert ("SimThres stayed above" in capsys.readouterr().err) == warns
+
+
+def test_repeated_test_items_are_said(tmp_path, monkeypatch, capsys) -> None:
+    log_file = tmp_path / "again.txt"
+    log_file.write_text("".join(f"user{u} a b c d {'a' if u < 3 else 'e'}\n" for u in range(6)))
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL,
+         "--k-core", 1, "--method", "sasrec")  # fmt: skip
+    assert "50% of the test items are in their user's history already" in capsys.readouterr().err
+
+
+def test_another_run_s_folder_is_refused_in_python_too(log_file, tmp_path) -> None:
+    settings = {"dataset": str(log_file), "epochs": 1, "hidden_size": 16, "method": "sasrec"}
+    table = train.train(Config(**settings), tmp_path / "run")
+    assert train.train(Config(**settings), tmp_path / "run") == table, "ranked again"
+    with pytest.raises(RunError, match="holds a run with dropout 0.2, expected 0.5"):
+        train.train(Config(**settings, dropout=0.5), tmp_path / "run")

@@ -87,3 +87,24 @@ def test_the_share_of_ties():
     times = pl.Series([1, 2, 2, 2, 1, 3, 3])  # a: 1 1 2 2 3, b: 2 3
     assert prepare("log", log.with_columns(time=times), k_core=1).tied == 2 / 5
     assert prepare("log", log, k_core=1).tied == 0
+
+
+def test_ids_may_be_numbers_and_are_taken_as_text():
+    log = pl.DataFrame({"user": [10, 9, 9], "item": [2, 10, 2], "time": [1, 2, 1]})
+    sequences = prepare("log", log, 1)
+    assert sequences.user_ids.tolist() == ["10", "9"] and sequences.item_ids.tolist() == ["10", "2"]
+    assert sequences.items.tolist() == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timestamp": [1, 2]}, "expected the columns user, item and, if any, time, got"),
+        ({"item": [None, "a"]}, "expected no null in item, got 1"),
+        ({"time": [1, None]}, "expected no null in time, got 1"),
+    ],
+)
+def test_a_log_of_another_form_is_refused(change, message):
+    log = pl.DataFrame({"user": ["u", "u"], "item": ["a", "b"]} | change)
+    with pytest.raises(ValueError, match=message):
+        prepare("log", log, 1)

@@ -32,6 +32,11 @@ def test_short_users_train_with_everything_and_are_counted():
     assert split.num_train_only == 3
 
 
+def test_repeated_is_the_share_of_test_targets_in_their_history():
+    split = LeaveOneOut(sequences_of([], [1, 2, 1], [5, 5], [1, 2, 3], [4, 4, 5], [6, 6, 6, 6], []))
+    assert split.repeated() == 2 / 4
+
+
 def test_history_never_holds_the_target_position():
     split = LeaveOneOut(sequences_of([1, 2, 3, 4, 5], [5, 6, 7]))
     for stage in ("valid", "test"):
