@@ -7,6 +7,7 @@ of its own rows, and nothing has to be summed between processes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from arec_kernels.arguments import check_reduction, check_views, group_rows, thr
 from arec_kernels.reference import InfoNCEStats, reduce
 
 Group = dist.ProcessGroup | None
+_Way = Callable[[Tensor, Group], Tensor]
 
 
 def adaptive_info_nce(
@@ -58,14 +60,14 @@ def adaptive_info_nce(
         raise ValueError("process_group: expected one that this process is in")
     threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
     result = loss.adaptive_info_nce(
-        _Gather.apply(z, process_group),
-        _Gather.apply(threshold, process_group),
+        _Exchange.apply(z, process_group, _gathered, _own),
+        _Exchange.apply(threshold, process_group, _gathered, _own),
         groups=None if groups is None else _gathered(groups, process_group),
         reduction="none",
         **options,
     )
     losses, stats = result if isinstance(result, tuple) else (result, None)
-    own = reduce(_Own.apply(losses, process_group), reduction)
+    own = reduce(_Exchange.apply(losses, process_group, _own, _gathered), reduction)
     if stats is None:
         return own
     return own, stats._replace(positives=_own(stats.positives, process_group))
@@ -84,27 +86,18 @@ def _own(rows: Tensor, group: Group) -> Tensor:  # (2BW, ...) -> (2B, ...)
     return views[:, dist.get_rank(group)].flatten(0, 1)
 
 
-class _Gather(torch.autograd.Function):
-    """The gradient of all rows is that of everybody's losses, so one's own rows have theirs in it."""
+class _Exchange(torch.autograd.Function):
+    """Rows one way and gradients the other, between those of one process and those of all.
+
+    Everybody's losses give their gradients to all (`_own`, then `_gathered`), so that the gradient of all
+    rows is whole in every process, which keeps that of its own (`_gathered`, then `_own`).
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        return _gathered(rows, group)
+    def forward(ctx: FunctionCtx, rows: Tensor, group: Group, there: _Way, back: _Way) -> Tensor:
+        ctx.group, ctx.back = group, back
+        return there(rows, group)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return _own(grad, ctx.group), None
-
-
-class _Own(torch.autograd.Function):
-    """Lets `_Gather` have the gradients of everybody's losses."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, group: Group) -> Tensor:
-        ctx.group = group
-        return _own(rows, group)
-
-    @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return _gathered(grad, ctx.group), None
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.back(grad, ctx.group), None, None, None
