@@ -1,7 +1,9 @@
 """Measures the CPU kernels and keeps the figures: `python bench/report_cpu.py`.
 
 Writes bench/results/cpu-MAKER-MODEL.json (every figure), .md (the table) and .png (the plot), named
-for the processor. Run it on a machine that does nothing else.
+for the processor. Run it on a machine that does nothing else, for half an hour: where other machines
+share the processor, a benchmark is slower for seconds at a time, so all of them run three times, and of
+each, ours or a rival's, the fastest run counts.
 """
 
 from __future__ import annotations
@@ -23,10 +25,22 @@ from rivals import RIVALS
 
 matplotlib.use("Agg")
 BENCH = Path(__file__).parent
+PASSES = 3
+
+
+def fastest(passes: list[list[dict]]) -> list[dict]:
+    """Of each benchmark the fastest run, as a fraction of the highest limit."""
+    rows = [min(runs, key=lambda run: run["seconds"]) for runs in zip(*passes, strict=True)]
+    limits = [run["peak_flops"] for runs in passes for run in runs if "peak_flops" in run]
+    for row in rows:
+        if "peak_flops" in row:
+            row["fraction"] *= row["peak_flops"] / max(limits)
+            row["peak_flops"] = max(limits)
+    return rows
 
 
 def run() -> list[dict]:
-    """The benchmarks, each as its figures and what it says about itself."""
+    """The benchmarks once, each as its figures and what it says about itself."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "benchmark.json"
         subprocess.run(
@@ -104,7 +118,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    rows = run()
+    rows = fastest([run() for _ in range(PASSES)])
     about = {"machine": machine(), "commit": commit(), "torch": torch.__version__,
              "threads": torch.get_num_threads()}
     peak = next(r["peak_flops"] for r in rows if "peak_flops" in r)
@@ -122,6 +136,7 @@ def main() -> None:
         "threshold for each row, the libraries against our NT-Xent mode; “–” does not run here. "
         f"The limit is 4·N²·D FLOP at the {peak / 1e9:.0f} GFLOP/s that this machine's "
         f"{about['threads']} threads reach from registers in the same run. "
+        f"Of {PASSES} runs of everything, the fastest of each. "
         "“MB” is what one call adds to the memory of a fresh process at its peak, inputs aside. "
         f"At N = 4,096 bfloat16 input is {bfloat16:.2f} times as fast as float32, a histogram of "
         f"200 bins adds {histogram[0]} and one of 2,000 {histogram[1]}, and "
