@@ -203,7 +203,7 @@ def check_data(path: Path, state: dict[str, Any], config: Config, sequences: Seq
 
 
 def restore_model(
-    objective: Objective, path: Path, state: dict[str, Any], config: Config, sequences: Sequences
+    objective: Objective, path: Path, state: dict[str, Any], sequences: Sequences
 ) -> None:
     """Put the model of a checkpoint, ``state`` read from ``path``, into ``objective``.
 
@@ -211,7 +211,7 @@ def restore_model(
         RunError: it does not fit the settings or the data.
     """
     with fitting(path):
-        check_data(path, state, config, sequences)
+        check_data(path, state, objective.config, sequences)
         objective.load_state_dict(state["objective"])
 
 
@@ -227,5 +227,5 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     state = load_state(run / BEST)
     split = load_data(config)
     objective = build_objective(config, split.sequences.num_items)
-    restore_model(objective, run / BEST, state, config, split.sequences)
+    restore_model(objective, run / BEST, state, split.sequences)
     return config, split, objective.eval()

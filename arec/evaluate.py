@@ -22,7 +22,7 @@ def evaluate_run(folder: Path) -> str:
         print(f"{folder}: training has not finished; its best epoch so far", file=sys.stderr)
     objective.to(pick_device(config.device))
     candidates = sampled_candidates(folder, split, config.seed)
-    return format_results(final_metrics(objective, split, config, candidates), candidates)
+    return format_results(final_metrics(objective, split, candidates), candidates)
 
 
 def main() -> None:

@@ -260,6 +260,4 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 def _histories(split: LeaveOneOut, users: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
     """(B, longest) int64, the first `lengths` items of `users`, filled up with 0."""
     sequences = split.sequences
-    return gather_windows(
-        sequences.items, sequences.offsets[users] + lengths, lengths, lengths.max(initial=0)
-    )
+    return gather_windows(sequences.items, sequences.offsets[users] + lengths, lengths)

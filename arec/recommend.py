@@ -63,9 +63,9 @@ def recommend(
     for start in range(0, len(users), _BATCH):
         batch = users[start : start + _BATCH]
         lengths = sequences.lengths[batch]
-        history = gather_windows(sequences.items, sequences.offsets[batch + 1], lengths, lengths.max())
+        history = gather_windows(sequences.items, sequences.offsets[batch + 1], lengths)
         seen = np.minimum(lengths, objective.encoder.max_length)
-        inputs = gather_windows(sequences.items, sequences.offsets[batch + 1], seen, seen.max())
+        inputs = gather_windows(sequences.items, sequences.offsets[batch + 1], seen)
         scores = objective.score(inputs.to(device), torch.from_numpy(seen).to(device))
         best = top_items(scores, top, history.to(device))
         best_scores = scores.gather(1, best)

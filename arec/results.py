@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from arec.config import Config
 from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection, simthres_spread
 from arec.objectives import AdaptiveRec, Objective
@@ -17,7 +16,7 @@ _ROWS = {"test": "test", "popularity": "popularity", "upper_bound": "upper bound
 
 
 def final_metrics(
-    objective: Objective, split: LeaveOneOut, config: Config, candidates: Candidates
+    objective: Objective, split: LeaveOneOut, candidates: Candidates
 ) -> dict[str, Any]:
     """Validation and test figures, those of the popularity baseline, and what planted data add.
 
@@ -39,6 +38,7 @@ def final_metrics(
     if split.sequences.planted is not None:
         scores = oracle_scores(split, "test")
         metrics["upper_bound"] = evaluate_scores(split, "test", scores, candidates)
+    config = objective.config
     if isinstance(objective, AdaptiveRec) and config.contrastive:
         batches = training_batches(config, split)
         if split.sequences.planted is not None:

@@ -158,7 +158,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **positives,
-        **final_metrics(trainer.objective, split, config, candidates),
+        **final_metrics(trainer.objective, split, candidates),
     }
     write_json(folder / METRICS, metrics)
     log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)

@@ -260,13 +260,11 @@ class Trainer:
         Raises:
             RunError: its checkpoint is missing, or does not fit the settings or the data.
         """
-        self._restore_model(self.run / BEST, load_state(self.run / BEST))
-
-    def _restore_model(self, path: Path, state: dict[str, Any]) -> None:
-        restore_model(self.objective, path, state, self.config, self.split.sequences)
+        best = self.run / BEST
+        restore_model(self.objective, best, load_state(best), self.split.sequences)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        self._restore_model(self.run / LAST, state)
+        restore_model(self.objective, self.run / LAST, state, self.split.sequences)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         torch.set_rng_state(state["rng"])

@@ -60,10 +60,10 @@ def check_pair(x: Tensor, y: Tensor) -> None:
         )
 
 
-def check_finite(name: str, x: Tensor) -> None:
+def check_finite(z: Tensor) -> None:
     """Waits for the device."""
-    if not torch.isfinite(x).all():
-        raise ValueError(f"{name}: expected finite values, got NaN or infinity")
+    if not torch.isfinite(z).all():
+        raise ValueError("z: expected finite values, got NaN or infinity")
 
 
 def check_options(

@@ -123,7 +123,7 @@ def similarity_histogram(
     """`arec_kernels.similarity_histogram` in O(N^2) memory."""
     check_views(z)
     check_bins("bins", bins)
-    check_finite("z", z)
+    check_finite(z)
     return _histogram(cosine_similarities(z), candidates(z, groups), bins)
 
 

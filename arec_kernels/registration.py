@@ -179,12 +179,12 @@ def _why_not(backend: str, z: Tensor) -> str:
     if backend == "reference":
         return ""
     device = z.device.type
-    if (backend, device) not in IMPLEMENTED and not any(name == backend for name, _ in IMPLEMENTED):
+    if (backend, device) not in IMPLEMENTED:
+        if any(name == backend for name, _ in IMPLEMENTED):
+            return f"it does not take tensors on {device}"
         if backend == "triton":
             return "Triton is not installed"
         return f"the compiled extension is missing ({EXTENSION_ERRORS[backend]})"
-    if (backend, device) not in IMPLEMENTED:
-        return f"it does not take tensors on {device}"
     if backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton takes CPU tensors only under TRITON_INTERPRET=1"
     if backend != "cpp" and z.dtype is torch.float64:

@@ -38,7 +38,7 @@ def similarity_histogram(
     """
     check_views(z)
     check_bins("bins", bins)
-    check_finite("z", z)
+    check_finite(z)
     backend = choose_backend(backend, z)
     if backend == "reference":
         return reference.similarity_histogram(z, bins, groups=groups)

@@ -32,7 +32,7 @@ def latest(split: LeaveOneOut, rows: np.ndarray, skip: int, end: int | None) -> 
     ends = np.maximum(split.history_lengths("test")[rows] - skip, 0)
     count = ends if end is None else np.minimum(ends, end - skip)
     starts = split.sequences.offsets[split.eval_users[rows]]
-    return gather_windows(split.sequences.items, starts + ends, count, count.max(initial=0))
+    return gather_windows(split.sequences.items, starts + ends, count)
 
 
 def measure(run: Path) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -59,13 +59,8 @@ class Batch:
         return self.targets.gather(1, lengths[:, None] - 1).squeeze(1)
 
     def to(self, device: torch.device) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(
-            **{
-                name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-                for name, value in values.items()
-            }
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
 class TrainingBatches:
@@ -128,25 +123,21 @@ class TrainingBatches:
         return math.ceil(len(self.users) / self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        rng = np.random.default_rng([self.seed, epoch])
-        users, ends = self._shuffled_rows(rng)
-        lengths = np.minimum(ends, self.max_length)
+        return self._batches(np.random.default_rng([self.seed, epoch]), None)
 
+    def sample(self, count: int) -> Iterator[Batch]:
+        """Batches of ``count`` random rows at most, the same at every call, to measure on."""
+        return self._batches(np.random.default_rng(self.seed), count)
+
+    def _batches(self, rng: np.random.Generator, count: int | None) -> Iterator[Batch]:
+        users, ends = (rows[:count] for rows in self._shuffled_rows(rng))
+        lengths = np.minimum(ends, self.max_length)
         targets = lengths if self.prefixes is None else np.ones_like(lengths)
-        mean_targets = targets.sum() / len(self)
+        mean_targets = targets.sum() / math.ceil(len(users) / self.batch_size)
         for start in range(0, len(users), self.batch_size):
             rows = slice(start, start + self.batch_size)
             weight = targets[rows].sum() / mean_targets
             yield self._batch(users[rows], ends[rows], lengths[rows], float(weight), rng)
-
-    def sample(self, count: int) -> Iterator[Batch]:
-        """Batches of ``count`` random rows at most, the same at every call, to measure on."""
-        rng = np.random.default_rng(self.seed)
-        users, ends = (rows[:count] for rows in self._shuffled_rows(rng))
-        lengths = np.minimum(ends, self.max_length)
-        for start in range(0, len(users), self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            yield self._batch(users[rows], ends[rows], lengths[rows], 1.0, rng)
 
     def _shuffled_rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Users and, in their sequences, the positions of the targets: inputs end one before."""
@@ -169,11 +160,10 @@ class TrainingBatches:
         rng: np.random.Generator,
     ) -> Batch:
         sequences = self.split.sequences
-        width = int(lengths.max())
         target_positions = sequences.offsets[users] + ends
         batch = {
-            "inputs": gather_windows(sequences.items, target_positions, lengths, width),
-            "targets": self._targets(target_positions, lengths, width),
+            "inputs": gather_windows(sequences.items, target_positions, lengths),
+            "targets": self._targets(target_positions, lengths),
             "lengths": torch.from_numpy(lengths),
             "weight": weight,
         }
@@ -188,30 +178,27 @@ class TrainingBatches:
             partner_positions = np.where(found, drawn, anchor_positions)
             before = partner_positions - sequences.offsets[np.where(found, partner_users, users)]
             partner_lengths = np.minimum(np.where(found, before, anchors), self.max_length)
-            batch["partner_inputs"] = gather_windows(
-                sequences.items, partner_positions, partner_lengths, int(partner_lengths.max())
-            )
+            batch["partner_inputs"] = gather_windows(sequences.items, partner_positions, partner_lengths)
             batch["partner_lengths"] = torch.from_numpy(partner_lengths)
         if sequences.planted is not None:
             both = np.concatenate([anchor_positions, partner_positions])
             batch["intents"] = torch.from_numpy(sequences.planted.intents[both].astype(np.int64))
         return Batch(**batch)
 
-    def _targets(self, positions: np.ndarray, lengths: np.ndarray, width: int) -> Tensor:
+    def _targets(self, positions: np.ndarray, lengths: np.ndarray) -> Tensor:
         items = self.split.sequences.items
         if self.prefixes is not None:
             return torch.from_numpy(items[positions].astype(np.int64))
-        return gather_windows(items, positions + 1, lengths, width)
+        return gather_windows(items, positions + 1, lengths)
 
 
 def gather_windows(
     items: np.ndarray,  # (n,)
     ends: np.ndarray,  # (B,) one past each window's last position
     lengths: np.ndarray,  # (B,)
-    width: int,
-) -> Tensor:  # (B, width) int64, a copy, padded on the right with 0
+) -> Tensor:  # (B, longest) int64, a copy, padded on the right with 0
     """``items[end - length : end]`` of every row."""
-    steps = np.arange(width)
+    steps = np.arange(lengths.max(initial=0))
     real = steps < lengths[:, None]
     positions = np.where(real, (ends - lengths)[:, None] + steps, 0)
     return torch.from_numpy(np.where(real, items[positions], 0).astype(np.int64))
@@ -231,5 +218,5 @@ def history_batches(
     order = np.argsort(lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        inputs = gather_windows(split.sequences.items, ends[rows], lengths[rows], lengths[rows].max())
+        inputs = gather_windows(split.sequences.items, ends[rows], lengths[rows])
         yield split.eval_users[rows], inputs, torch.from_numpy(lengths[rows])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from programs import call
 
 from arec import figures, report
-from arec.cli import run
 from arec.config import Config
 from arec.figures import FIGURES, Run
 from arec.train import train
@@ -50,11 +49,6 @@ def write(folder: Path, made: Run) -> Path:
     if made.metrics:
         (folder / "metrics.json").write_text(json.dumps(made.metrics))
     return folder
-
-
-def call(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-    run("arec.report", report.main)
 
 
 def curves(axes) -> dict[str, np.ndarray]:
@@ -103,7 +97,7 @@ def test_draws_what_training_logs(tmp_path, monkeypatch, capsys) -> None:
         folders.append(tmp_path / method)
         train(Config.from_settings(settings | {"method": method}), folders[-1])
     out = tmp_path / "out"
-    call(monkeypatch, *folders, "--out", out)
+    call(report, monkeypatch, *folders, "--out", out)
     expected = CONTRASTIVE | {"simthres.png"}
     assert {path.name for path in out.glob("*")} == expected
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*"))
@@ -233,7 +227,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     good, bad = (write(tmp_path / name, make(name)) for name in ("good", "bad"))
     changed = breaks(bad)
     with pytest.raises(SystemExit) as exit:
-        call(monkeypatch, good, changed if isinstance(changed, Path) else bad,
+        call(report, monkeypatch, good, changed if isinstance(changed, Path) else bad,
              "--out", tmp_path / "out")  # fmt: skip
     error = capsys.readouterr().err
     assert exit.value.code == 2

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from programs import call
 
 from arec import reproduce, tables
 from arec.checkpoint import located
-from arec.cli import run
 from arec.config import Config
 from arec.figures import FIGURES
 from arec.trainer import Trainer
@@ -36,18 +36,13 @@ def log_file(tmp_path: Path) -> Path:
     return path
 
 
-def call(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-    run("arec.reproduce", reproduce.main)
-
-
 @pytest.mark.parametrize(("table", "cells"), [("table1", 3), ("table2", 6)])
 def test_runs_what_is_missing_once(
     table, cells, log_file, tmp_path, monkeypatch, capsys
 ) -> None:
     runs = tmp_path / "runs"
     options = [table, "--dataset", log_file, "--runs-dir", runs, "--seeds", 2, *TINY]
-    call(monkeypatch, *options)
+    call(reproduce, monkeypatch, *options)
     text = capsys.readouterr().out
     assert text.startswith(f"## Table {table[-1]}, walks.txt\n")
     assert "over 2 seeds" in text and "epochs = 1" in text
@@ -68,7 +63,7 @@ def test_runs_what_is_missing_once(
     assert float(row["deviation"]) == pytest.approx(abs(figures[0] - figures[1]) / np.sqrt(2))
 
     (folders[0] / "metrics.json").unlink()  # cut off after training, before ranking
-    call(monkeypatch, *options)
+    call(reproduce, monkeypatch, *options)
     assert capsys.readouterr().out == text, "a run gives the same figures again"
     now = {folder: (folder / "metrics.json").stat().st_mtime_ns for folder in folders}
     assert [folder for folder in folders if now[folder] != written[folder]] == folders[:1]
@@ -76,7 +71,7 @@ def test_runs_what_is_missing_once(
 
 def test_goes_on_with_what_was_cut_off(log_file, tmp_path, monkeypatch, capsys) -> None:
     options = ["table1", "--dataset", log_file, *TINY, "--epochs", 2]
-    call(monkeypatch, *options, "--runs-dir", tmp_path / "whole")
+    call(reproduce, monkeypatch, *options, "--runs-dir", tmp_path / "whole")
     whole = capsys.readouterr().out
     epochs, original = [], Trainer._epoch
 
@@ -89,10 +84,10 @@ def test_goes_on_with_what_was_cut_off(log_file, tmp_path, monkeypatch, capsys) 
     monkeypatch.setattr(Trainer, "_epoch", cut_off)
     for _ in range(2):
         with pytest.raises(SystemExit) as exit:
-            call(monkeypatch, *options, "--runs-dir", tmp_path / "cut")
+            call(reproduce, monkeypatch, *options, "--runs-dir", tmp_path / "cut")
         assert exit.value.code == 130
     assert capsys.readouterr().out == ""
-    call(monkeypatch, *options, "--runs-dir", tmp_path / "cut")
+    call(reproduce, monkeypatch, *options, "--runs-dir", tmp_path / "cut")
     assert capsys.readouterr().out == whole
     assert epochs == [1, 2, 2, 1, 1, 2, 1, 2], "no epoch is trained twice"
 
@@ -100,7 +95,7 @@ def test_goes_on_with_what_was_cut_off(log_file, tmp_path, monkeypatch, capsys) 
 def test_figures_share_their_runs(log_file, tmp_path, monkeypatch, capsys) -> None:
     runs = tmp_path / "runs"
     options = ["--dataset", log_file, "--runs-dir", runs, *TINY, "--seeds", 2]
-    call(monkeypatch, "figures", *options)
+    call(reproduce, monkeypatch, "figures", *options)
     drawn = {path.name: path for path in (runs / "figures-walks.txt").iterdir()}
     page = drawn.pop("README.md").read_text()
     assert {*drawn} == {*FIGURES} - {"false-negatives.png"}, "the truth about them is planted data's"
@@ -116,7 +111,7 @@ def test_figures_share_their_runs(log_file, tmp_path, monkeypatch, capsys) -> No
     assert len(folders) == len(seed0) + 1 + 6, "further seeds are for the sweep"
 
     written = {path: path.stat().st_mtime_ns for path in folders.values()}
-    call(monkeypatch, "table1", *options)
+    call(reproduce, monkeypatch, "table1", *options)
     assert len([*runs.glob("*/metrics.json")]) == len(folders) + 2, "seed 1 of cl4srec and duorec"
     assert all(path.stat().st_mtime_ns == time for path, time in written.items())
 
@@ -142,7 +137,7 @@ def test_says_how_the_runs_are_set_before_it_trains(
 ) -> None:
     monkeypatch.setattr(reproduce, "train", lambda config, folder: sys.exit(3))
     with pytest.raises(SystemExit):
-        call(monkeypatch, "table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY)
+        call(reproduce, monkeypatch, "table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY)
     said = capsys.readouterr().err
     assert said.startswith("walks.txt: recipes `cl4srec-ml-1m-published`, ")
     assert "epochs = 1\nrun 1 of 3: " in said
@@ -150,7 +145,7 @@ def test_says_how_the_runs_are_set_before_it_trains(
 
 def test_help_shows_its_own_options(monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit):
-        call(monkeypatch, "--help")
+        call(reproduce, monkeypatch, "--help")
     text = capsys.readouterr().out
     assert re.findall(r"^  (?:-h, )?(--\S+)", text, re.MULTILINE) == [
         "--help", "--seeds", "--runs-dir", "--quick"
@@ -175,7 +170,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ) -> None:
     runs = tmp_path / "runs"
     with pytest.raises(SystemExit) as exit:
-        call(monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments),
+        call(reproduce, monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments),
              "--runs-dir", runs)  # fmt: skip
     error = capsys.readouterr().err
     assert exit.value.code == 2
@@ -188,10 +183,10 @@ def test_a_run_with_other_settings_is_never_taken_for_ours(
     log_file, tmp_path, monkeypatch, capsys
 ) -> None:
     options = ["table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY]
-    call(monkeypatch, *options)
+    call(reproduce, monkeypatch, *options)
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit:
-        call(monkeypatch, *options, "--quantile", "0.8")
+        call(reproduce, monkeypatch, *options, "--quantile", "0.8")
     assert exit.value.code == 2
     assert "seed0: holds a run with quantile 0.9, expected 0.8" in capsys.readouterr().err
 
@@ -200,11 +195,11 @@ def test_runs_of_other_data_are_never_taken_for_ours(
     log_file, tmp_path, monkeypatch, capsys
 ) -> None:
     options = ["table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY]
-    call(monkeypatch, *options)
+    call(reproduce, monkeypatch, *options)
     capsys.readouterr()
     log_file.write_text(log_file.read_text() + "one-more film1 film2 film3 film4 film5\n")
     with pytest.raises(SystemExit) as exit:
-        call(monkeypatch, *options)
+        call(reproduce, monkeypatch, *options)
     assert exit.value.code == 2
     assert "trained on other data than" in capsys.readouterr().err
 

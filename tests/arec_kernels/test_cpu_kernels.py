@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from available import needs_cpp
-from correctness import OPTIONS, assert_correct, clear_thresholds, make_groups, make_rows
+from correctness import OPTIONS, assert_correct, clear_thresholds, make_groups, make_rows, run
 
 from arec_kernels import (
     adaptive_info_nce,
@@ -120,11 +120,9 @@ def test_the_exponential_keeps_nan_and_never_turns_up_below_its_range(isa: str) 
 
 
 def outputs(z: torch.Tensor, k: torch.Tensor, **options) -> list[torch.Tensor]:
-    z, k = z.detach().requires_grad_(), k.detach().requires_grad_()
-    loss, stats = adaptive_info_nce(z, k, backend="cpp", reduction="none", threshold_grad=0.1,
-                                    histogram_bins=30, **options)
-    loss.sum().backward()
-    return [loss.detach(), z.grad, k.grad, *stats, row_similarity_quantile(z.detach(), 0.8)]
+    *rows, stats = run(adaptive_info_nce, z, k, z.dtype, backend="cpp", threshold_grad=0.1,
+                       histogram_bins=30, **options)
+    return [*rows, *stats, row_similarity_quantile(z, 0.8)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -166,21 +164,10 @@ def test_large_blocks_of_rows(n: int, d: int, threshold: float) -> None:
     """Blocks of 4 and of 8 tiles, the last of which is short."""
     z = make_rows(n, d)
     k = clear_thresholds(z) if threshold < 1 else torch.full((n,), threshold)
-    (loss, grad), (expected, expected_grad) = (
-        loss_and_gradient(z.to(dtype), k, backend)
-        for backend, dtype in (("cpp", torch.float32), ("reference", torch.float64))
-    )
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
-    assert (grad - expected_grad).norm() < 1e-5 * expected_grad.norm()
-
-
-def loss_and_gradient(
-    z: torch.Tensor, k: torch.Tensor, backend: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    z = z.detach().clone().requires_grad_()
-    loss = adaptive_info_nce(z, k, temperature=0.2, reduction="none", backend=backend)
-    loss.sum().backward()
-    return loss.detach(), z.grad.double()
+    result = run(adaptive_info_nce, z, k, torch.float32, backend="cpp", temperature=0.2)
+    exact = run(reference.adaptive_info_nce, z, k, torch.float64, temperature=0.2)
+    torch.testing.assert_close(result.loss, exact.loss, rtol=1e-5, atol=0)
+    assert (result.grad_z - exact.grad_z).norm() < 1e-5 * exact.grad_z.norm()
 
 
 @pytest.mark.parametrize("q", [0.001, 0.5, 0.9, 0.9999])
