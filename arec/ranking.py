@@ -236,7 +236,7 @@ def popularity_scores(split: LeaveOneOut, batch_size: int = 256) -> Iterator[Sco
         yield users, counts.expand(len(users), -1)
 
 
-def oracle_scores(split: LeaveOneOut, stage: Stage, batch_size: int = 256) -> Iterator[ScoreBatch]:
+def upper_bound_scores(split: LeaveOneOut, stage: Stage, batch_size: int = 256) -> Iterator[ScoreBatch]:
     """The upper bound of the built-in data, see `PlantedTruth.next_item_probabilities`.
 
     Raises:

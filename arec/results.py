@@ -7,7 +7,7 @@ from typing import Any
 from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection, simthres_spread
 from arec.objectives import AdaptiveRec, Objective
-from arec.ranking import SAMPLED, Candidates, evaluate_scores, oracle_scores, popularity_scores
+from arec.ranking import SAMPLED, Candidates, evaluate_scores, popularity_scores, upper_bound_scores
 from arec.trainer import evaluate, training_batches
 
 _METRICS = ("NDCG@5", "NDCG@10", "MRR@5", "MRR@10", "Recall@5", "Recall@10")
@@ -36,7 +36,7 @@ def final_metrics(
         "popularity": evaluate_scores(split, "test", popularity_scores(split), candidates),
     }
     if split.sequences.planted is not None:
-        scores = oracle_scores(split, "test")
+        scores = upper_bound_scores(split, "test")
         metrics["upper_bound"] = evaluate_scores(split, "test", scores, candidates)
     config = objective.config
     if isinstance(objective, AdaptiveRec) and config.contrastive:

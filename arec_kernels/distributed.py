@@ -83,7 +83,7 @@ def _gathered(rows: Tensor, group: Group) -> Tensor:  # (2B, ...) -> (2BW, ...)
 
 def _own(rows: Tensor, group: Group) -> Tensor:  # (2BW, ...) -> (2B, ...)
     views = rows.unflatten(0, (2, dist.get_world_size(group), -1))
-    return views[:, dist.get_rank(group)].flatten(0, 1)
+    return views[:, dist.get_rank(group)].flatten(0, 1).clone()  # never a view
 
 
 class _Exchange(torch.autograd.Function):

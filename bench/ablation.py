@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from provenance import commit, machine
-from publish import RESULTS
+from provenance import RESULTS, commit, machine
 
 from arec.checkpoint import METRICS, is_finished
 from arec.config import Config

@@ -19,13 +19,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from provenance import commit, machine
+from provenance import RESULTS, ROOT, commit, machine
 
 from arec.config import Config
 from arec.tables import TABLES, mean_and_deviation, published, to_markdown
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RECIPES = ROOT / "arec" / "recipes"
 

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from provenance import commit, machine
-from publish import RESULTS
+from provenance import RESULTS, commit, machine
 
 from arec.checkpoint import load_run
 from arec.data.batches import gather_windows

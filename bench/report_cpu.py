@@ -9,7 +9,6 @@ each, ours or a rival's, the fastest run counts.
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -19,19 +18,21 @@ from pathlib import Path
 import matplotlib
 import torch
 from conftest import total_memory
-from provenance import commit, machine
-from publish import RESULTS
+from provenance import RESULTS, commit, machine
 from rivals import RIVALS
+
+from arec.checkpoint import write_text
 
 matplotlib.use("Agg")
 BENCH = Path(__file__).parent
-PASSES = 3
+RUNS = 3
+D, PASS = 64, "forward+backward"  # of the table and the plot
 
 
-def fastest(passes: list[list[dict]]) -> list[dict]:
+def fastest(runs: list[list[dict]]) -> list[dict]:
     """Of each benchmark the fastest run, as a fraction of the highest limit."""
-    rows = [min(runs, key=lambda run: run["seconds"]) for runs in zip(*passes, strict=True)]
-    limits = [run["peak_flops"] for runs in passes for run in runs if "peak_flops" in run]
+    rows = [min(same, key=lambda row: row["seconds"]) for same in zip(*runs, strict=True)]
+    limits = [row["peak_flops"] for run in runs for row in run if "peak_flops" in row]
     for row in rows:
         if "peak_flops" in row:
             row["fraction"] *= row["peak_flops"] / max(limits)
@@ -67,16 +68,16 @@ def megabytes(row: dict) -> str:
     return "–" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.1f}"
 
 
-def table(rows: list[dict], d: int = 64, passes: str = "forward+backward") -> str:
+def table(rows: list[dict]) -> str:
     """One line a size: our time, share of the limit and memory; each rival's time as a multiple."""
     rivals = {
         mode: [name for name, rival in RIVALS.items() if rival.mode == mode]
         for mode in ("adaptive", "ntxent")
     }
     names = [name for mode in rivals.values() for name in mode[1:]]
-    cells = {(r["n"], r["rival"]): r for r in rows if r.get("d") == d and r["passes"] == passes}
+    cells = {(r["n"], r["rival"]): r for r in rows if r.get("d") == D and r["passes"] == PASS}
     lines = [
-        f"| N (D = {d}, {passes}) | ours, ms | of the limit | MB | "
+        f"| N (D = {D}, {PASS}) | ours, ms | of the limit | MB | "
         + " | ".join(f"× {name} (MB)" for name in names) + " |",
         "|---|" + "---|" * (len(names) + 3),
     ]
@@ -90,7 +91,7 @@ def table(rows: list[dict], d: int = 64, passes: str = "forward+backward") -> st
                     ratio = rival["seconds"] / cells[n, first]["seconds"]
                     line.append(f"{ratio:.1f} ({megabytes(rival)})")
                 else:
-                    full = RIVALS[name].bytes(n, d) > total_memory() / 2
+                    full = RIVALS[name].bytes(n, D) > total_memory() / 2
                     line.append("out of memory" if full else "–")
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines)
@@ -104,7 +105,7 @@ def plot(rows: list[dict], path: Path) -> None:
     for name, rival in RIVALS.items():
         points = sorted(
             (r["n"], r["seconds"] * 1e3) for r in rows
-            if r.get("rival") == name and r["d"] == 64 and r["passes"] == "forward+backward"
+            if r.get("rival") == name and r["d"] == D and r["passes"] == PASS
         )
         if points:
             axes.plot(*zip(*points), marker="o", label=name,
@@ -118,7 +119,7 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    rows = fastest([run() for _ in range(PASSES)])
+    rows = fastest([run() for _ in range(RUNS)])
     about = {"machine": machine(), "commit": commit(), "torch": torch.__version__,
              "threads": torch.get_num_threads()}
     peak = next(r["peak_flops"] for r in rows if "peak_flops" in r)
@@ -136,7 +137,7 @@ def main() -> None:
         "threshold for each row, the libraries against our NT-Xent mode; “–” does not run here. "
         f"The limit is 4·N²·D FLOP at the {peak / 1e9:.0f} GFLOP/s that this machine's "
         f"{about['threads']} threads reach from registers in the same run. "
-        f"Of {PASSES} runs of everything, the fastest of each. "
+        f"Of {RUNS} runs of everything, the fastest of each. "
         "“MB” is what one call adds to the memory of a fresh process at its peak, inputs aside. "
         f"At N = 4,096 bfloat16 input is {bfloat16:.2f} times as fast as float32, a histogram of "
         f"200 bins adds {histogram[0]} and one of 2,000 {histogram[1]}, and "
@@ -153,9 +154,7 @@ def main() -> None:
     plot(rows, RESULTS / f"{name}.png")
     record = json.dumps({**about, "benchmarks": rows}, indent=1)
     for kind, content in (("json", record), ("md", text)):
-        partial = RESULTS / f"{name}.{kind}.partial"
-        partial.write_text(content + "\n")
-        os.replace(partial, RESULTS / f"{name}.{kind}")
+        write_text(RESULTS / f"{name}.{kind}", content + "\n")
 
 
 if __name__ == "__main__":

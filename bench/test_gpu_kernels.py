@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 import report_gpu
 import torch
-from provenance import commit
+from provenance import RESULTS, commit
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -37,7 +37,6 @@ if not torch.cuda.is_available():
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 tl = pytest.importorskip("triton.language")
 
-RESULTS = Path(__file__).parent / "results"
 TEMPERATURE = 0.1
 SIZES = (512, 2048, 8192, 32768, 65536, 262144)
 WIDTHS = (64, 128, 256)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from provenance import commit, machine
-from publish import RESULTS
+from provenance import RESULTS, commit, machine
 from repeats import measure
 
 from arec.checkpoint import is_finished

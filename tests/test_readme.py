@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from arec.cli import Parser, add_settings
-from arec.config import RECIPES, Config
+from arec.config import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,8 +38,6 @@ def test_options_and_recipes_exist() -> None:
             assert set(re.findall(r"--[a-z-]+", line)) <= known, line
             for recipe in re.findall(r"--config (\S+)", line):
                 assert (RECIPES / f"{recipe}.toml").is_file()
-            for method in re.findall(r"--method (\S+)", line):
-                Config(method=method)
 
 
 @pytest.mark.parametrize("page", PUBLISH["PAGES"], ids=lambda page: page.name)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 # k = 0.95. Thresholds start near the top: what a fresh encoder finds similar says nothing, and
 # taking it for positives makes features collapse.
 _FIRST_BIAS = 3.0
+_HIDDEN = 64
 
 
 def _threshold(x: Tensor) -> Tensor:
@@ -27,11 +28,11 @@ class ThresholdNetwork(nn.Module):
         context: False leaves the batch's mean direction out: a threshold depends on its row alone.
     """
 
-    def __init__(self, features: int, *, context: bool = True, hidden: int = 64) -> None:
+    def __init__(self, features: int, *, context: bool = True) -> None:
         super().__init__()
         self.context = context
         self.layers = nn.Sequential(
-            nn.Linear(features * (1 + context), hidden), nn.GELU(), nn.Linear(hidden, 1)
+            nn.Linear(features * (1 + context), _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, 1)
         )
         nn.init.constant_(self.layers[-1].bias, _FIRST_BIAS)
 

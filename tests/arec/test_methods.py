@@ -1,4 +1,4 @@
-"""Every method and every variant trains, resumes its statistics and ranks, on small data."""
+"""Every method and every variant trains and ranks, on small data."""
 
 from __future__ import annotations
 

@@ -16,12 +16,12 @@ from arec.data.split import LeaveOneOut
 from arec.ranking import (
     draw_candidates,
     evaluate_scores,
-    oracle_scores,
     popularity_scores,
     rank_targets,
     sampled_ranks,
     target_ranks,
     top_items,
+    upper_bound_scores,
 )
 
 # Few distinct values, so that ties and NaN are the rule.
@@ -240,14 +240,14 @@ def test_popularity_ranks_by_training_counts(split):
     assert torch.equal(scores[1], torch.from_numpy(split.train_counts()).double())
 
 
-def test_oracle_beats_popularity_by_far_and_alike_in_both_protocols():
+def test_upper_bound_beats_popularity_by_far_and_alike_in_both_protocols():
     split = LeaveOneOut(builtin.generate(seed=1, num_users=500, num_items=200, num_intents=8))
-    oracle = evaluate_scores(split, "test", oracle_scores(split, "test"))
+    bound = evaluate_scores(split, "test", upper_bound_scores(split, "test"))
     popularity = evaluate_scores(split, "test", popularity_scores(split))
-    assert oracle["filtered"] == oracle["unfiltered"]
-    assert oracle["filtered"]["NDCG@10"] > 2 * popularity["filtered"]["NDCG@10"]
+    assert bound["filtered"] == bound["unfiltered"]
+    assert bound["filtered"]["NDCG@10"] > 2 * popularity["filtered"]["NDCG@10"]
 
 
-def test_oracle_needs_planted_truth(split):
+def test_upper_bound_needs_planted_truth(split):
     with pytest.raises(ValueError, match="built-in"):
-        next(oracle_scores(split, "test"))
+        next(upper_bound_scores(split, "test"))

@@ -17,9 +17,9 @@ from arec_kernels.registration import CUDA_AHEAD, IMPLEMENTED, OPS, choose_backe
 OPTIONS = (0.5, True, 0.3, "negatives", "label")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("permuted", [False, True])
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "permuted", "grouped"), [(torch.float32, False, True), (torch.bfloat16, True, False)]
+)
 def test_opcheck(compiled, device, dtype, permuted, grouped) -> None:
     z = make_rows(20, 6, dtype, device=device)
     z = z.T.contiguous().T if permuted else z

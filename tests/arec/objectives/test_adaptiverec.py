@@ -84,7 +84,7 @@ def test_us_x_pairs_the_second_pass_with_the_partner(adaptive, batch) -> None:
     anchor = objective.encoder(batch.inputs, batch.lengths, last_only=True)
     torch.manual_seed(1)
     (z,) = objective.view_pairs(batch, anchor=torch.full((B, 16), torch.nan))
-    torch.testing.assert_close(z[:B], anchor), "a pass of its own, not the one handed in"
+    torch.testing.assert_close(z[:B], anchor)  # a pass of its own, not the one handed in
     assert z.isfinite().all()
 
 
