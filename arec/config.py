@@ -145,10 +145,11 @@ class Config(BaseModel):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of data, initialisation, batches and dropout")
     device: str = Field("auto", description="auto, cpu or cuda")
-    precision: Literal["float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32",
-        description="bfloat16: products of the training in it (autocast), 1.5 times faster and more "
-        "where the processor has it; weights, softmax, loss and ranking stay float32",
+        description="of products in training; bfloat16 (autocast): 1.5 times faster and more where the "
+        "device multiplies it, many times slower elsewhere, which auto avoids; weights, softmax, loss "
+        "and ranking stay float32",
     )
 
     # Contrastive learning

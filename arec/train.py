@@ -131,10 +131,11 @@ def _fit_and_rank(trainer: Trainer) -> str:
             100 * repeated,
         )
     log.info(
-        "%s: %d parameters, on %s; run folder %s",
+        "%s: %d parameters, on %s in %s; run folder %s",
         config.method,
         sum(parameter.numel() for parameter in trainer.objective.parameters()),
         trainer.device,
+        trainer.precision,
         folder,
     )
     records = trainer.fit()
@@ -155,6 +156,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
         "epochs": len(records),
         "best_epoch": trainer.best_epoch,
         "minutes": sum(record["seconds"] for record in records) / 60,
+        "precision": trainer.precision,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **positives,

@@ -59,6 +59,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_precision(name: str, device: torch.device) -> str:
+    """``auto`` is bfloat16 where the device has instructions for it, else float32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # From PyTorch 2.11 on; the last is the name on ARM.
+        has = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bfloat16" if fast else "float32"
+
+
 @torch.no_grad()
 def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Iterator[ScoreBatch]:
     """Users and their scores of all items, batch by batch, each user once."""
@@ -109,6 +122,7 @@ class Trainer:
         self.split = split
         self.run = run
         self.device = pick_device(config.device)
+        self.precision = pick_precision(config.precision, self.device)
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, split.sequences.num_items).to(self.device)
         self.batches = training_batches(config, split)
@@ -182,7 +196,7 @@ class Trainer:
     def _train(self, epoch: int, bar: tqdm) -> dict[str, float]:
         """One pass over the training batches; means of what the objective logs."""
         self.objective.train()
-        mixed = self.config.precision == "bfloat16"
+        mixed = self.precision == "bfloat16"
         saved = time.perf_counter()
         for batch in islice(self.batches.epoch(epoch - 1), self.step, None):
             self.optimizer.zero_grad(set_to_none=True)

@@ -14,7 +14,7 @@ from arec import checkpoint, evaluate, train
 from arec.config import Config
 from arec.data.batches import TrainingBatches
 from arec.objectives import adaptiverec
-from arec.trainer import Trainer
+from arec.trainer import Trainer, pick_precision
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
@@ -198,3 +198,23 @@ def test_gradients_have_the_norm_that_is_allowed(log_file, tmp_path, monkeypatch
         assert norms == pytest.approx([limit] * len(norms), rel=1e-2)
     else:
         assert min(norms) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("has", "expected"),
+    [({"avx512_bf16": True}, "bfloat16"), ({"bf16": True}, "bfloat16"), ({"avx512_bf16": False}, "float32")],
+)
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, has, expected) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    assert pick_precision("auto", torch.device("cpu")) == expected
+    assert pick_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_run_says_which_precision_it_took(log_file, tmp_path, monkeypatch, precision) -> None:
+    monkeypatch.setattr(arec.trainer, "pick_precision", lambda name, device: precision)
+    run = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", run, "--precision", "auto", *SMALL)
+    assert json.loads((run / checkpoint.METRICS).read_text())["precision"] == precision
+    assert checkpoint.read_config(run).precision == "auto"
+    assert f"on cpu in {precision}" in (run / "train.log").read_text()
