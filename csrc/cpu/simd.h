@@ -32,10 +32,11 @@ struct Generic : MultiplyAdds {
   typedef Int Mask __attribute__((vector_size(lanes * sizeof(T))));  // all bits of a lane set: true
   static constexpr int kLanes = lanes;
   static constexpr int kRows = 4, kPanelVectors = 2;
+  static constexpr int kIncrements = 2;  // one for each two cycles of a 4 x 16 product
 
   static Reg load(const T* p) { Reg x; __builtin_memcpy(&x, p, sizeof x); return x; }
   static void store(T* p, Reg x) { __builtin_memcpy(p, &x, sizeof x); }
-  static Reg broadcast(T x) { return Reg{} + x; }
+  static Reg broadcast(T x) { return x - Reg{}; }  // free; x + 0 is not: it makes 0 of -0
   static Reg iota(T start) {
     Reg x;
     for (int lane = 0; lane < lanes; ++lane) x[lane] = start + T(lane);
@@ -55,10 +56,13 @@ struct Generic : MultiplyAdds {
   static Reg max(Reg a, Reg b) { return a > b ? a : b; }  // b where either is NaN
   static Reg min(Reg a, Reg b) { return a < b ? a : b; }  // b where either is NaN
   static Reg abs(Reg a) { return a < 0 ? -a : a; }
-  static T sum(Reg x) {
-    T total = 0;
-    for (int lane = 0; lane < lanes; ++lane) total += x[lane];
-    return total;
+  static T sum(Reg x) {  // of halves, so that no addition waits for more than log2(lanes) others
+#pragma GCC unroll 4
+    for (int half = lanes / 2; half > 0; half /= 2) {
+      const Reg whole = x;
+      for (int lane = 0; lane < half; ++lane) x[lane] = whole[lane] + whole[lane + half];
+    }
+    return x[0];
   }
   static void add_lanes(double* totals, Reg x) {
     for (int lane = 0; lane < lanes; ++lane) totals[lane] += x[lane];
@@ -80,7 +84,8 @@ struct Generic : MultiplyAdds {
   // p * 2^n, where the low bits of `n` (a float holding 1.5 * 2^23 + n) are the integer n.
   static Reg scale_by_power(Reg p, Reg n) { return (Reg)((Mask)p + ((Mask)n << 23)); }
   static void store_integers(uint32_t* p, Reg x) {  // rounded towards zero
-    for (int lane = 0; lane < lanes; ++lane) p[lane] = uint32_t(x[lane]);
+    const Mask integers = __builtin_convertvector(x, Mask);
+    for (int lane = 0; lane < lanes; ++lane) p[lane] = uint32_t(integers[lane]);
   }
 };
 
