@@ -8,9 +8,9 @@ from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection, simthres_spread
 from arec.objectives import AdaptiveRec, Objective
 from arec.ranking import SAMPLED, Candidates, evaluate_scores, popularity_scores, upper_bound_scores
+from arec.tables import TABLE_METRICS
 from arec.trainer import evaluate, training_batches
 
-_METRICS = ("NDCG@5", "NDCG@10", "MRR@5", "MRR@10", "Recall@5", "Recall@10")
 _SPREAD_ROWS = 4096
 _ROWS = {"test": "test", "popularity": "popularity", "upper_bound": "upper bound"}
 
@@ -50,11 +50,11 @@ def final_metrics(
 
 def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
     """A table for the terminal; both as in :func:`final_metrics`."""
-    lines = [f"{'':26}" + "".join(f"{name:>11}" for name in _METRICS)]
+    lines = [f"{'':26}" + "".join(f"{name:>11}" for name in TABLE_METRICS)]
     for row, label in _ROWS.items():
         for protocol, figures in metrics.get(row, {}).items():
             name = f"{label} ({protocol})"
-            lines.append(f"{name:26}" + "".join(f"{figures[metric]:11.4f}" for metric in _METRICS))
+            lines.append(f"{name:26}" + "".join(f"{figures[metric]:11.4f}" for metric in TABLE_METRICS))
     lines += [
         "filtered: the rest of the user's own history is not ranked; unfiltered: every item is;",
         "popular-100, random-100: 100 items drawn by popularity or uniformly are, and the target",

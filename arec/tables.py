@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,12 @@ class Table:
         return list(dict.fromkeys(_key(method, each) for each in views for method in self.methods))
 
 
-_METRICS = ("NDCG@5", "NDCG@10", "MRR@5", "MRR@10", "Recall@5", "Recall@10")
+TABLE_METRICS = ("NDCG@5", "NDCG@10", "MRR@5", "MRR@10", "Recall@5", "Recall@10")
 _RANKINGS = {"whole": "unfiltered", "popular": "popular-100", "random": "random-100"}
 TABLES = {
     "table1": Table(
         ("cl4srec", "duorec", "adaptiverec"),
-        tuple(Column(metric, "us_x", "unfiltered", metric) for metric in _METRICS),
+        tuple(Column(metric, "us_x", "unfiltered", metric) for metric in TABLE_METRICS),
         ("ml-1m", "beauty"),
         "Ranking among all items, the user's history not filtered.",
     ),
@@ -137,7 +137,7 @@ def to_markdown(name: str, dataset: str, results: Results, settings: str) -> str
     lines = [
         f"## {name.replace('table', 'Table ')}, {dataset}",
         "",
-        *_table([dataset, "", *(column.label for column in table.columns)], rows),
+        *markdown_table([dataset, "", *(column.label for column in table.columns)], rows),
         "",
         f"{table.protocol} Improv.: AdaptiveRec over DuoRec. {settings}",
     ]
@@ -169,7 +169,7 @@ def _elsewhere(
     for row in rows:
         figures = (f"{row['NDCG@10']:.4f}" if row["ranking"] == each else "" for each in rankings)
         body.append([row["what"], *figures])
-    return _table([f"{dataset}, NDCG@10", *rankings], body)
+    return markdown_table([f"{dataset}, NDCG@10", *rankings], body)
 
 
 def _key(method: str, views: str) -> tuple[str, str]:
@@ -204,5 +204,6 @@ def _percents(figures: Mapping[str, float]) -> list[str]:
     return [f"{value:+.2f} %" for value in figures.values()]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

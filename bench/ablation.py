@@ -15,7 +15,7 @@ from provenance import RESULTS, commit, machine
 
 from arec.checkpoint import METRICS, is_finished
 from arec.config import Config
-from arec.tables import mean_and_deviation, over_seeds
+from arec.tables import markdown_table, mean_and_deviation, over_seeds
 from arec.train import train
 
 RUNS = Path("runs") / "ablation"
@@ -60,13 +60,14 @@ def table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
         "selected": "by chance", "mean": "k", "std": "spread of k over rows",
         "correlation": "correlation of k with the row's quantile",
     }  # fmt: skip
-    lines = [f"| built-in data | {' | '.join(columns.values())} |", "|---" * (len(columns) + 1) + "|"]
+    rows = []
     for name, figures in results.items():
-        cells = []
+        cells = [name]
         for column in columns:
             values = np.array(figures.get(column, []), dtype=float)  # None becomes NaN
             cells.append(mean_and_deviation(values, 3) if len(values) else "")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        rows.append(cells)
+    lines = markdown_table(["built-in data", *columns.values()], rows)
     lines += ["", f"{over_seeds(seeds).capitalize()}, default settings otherwise."]
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ import numpy as np
 from provenance import RESULTS, ROOT, commit, machine
 
 from arec.config import Config
-from arec.tables import TABLES, mean_and_deviation, published, to_markdown
+from arec.tables import TABLES, markdown_table, mean_and_deviation, published, to_markdown
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RECIPES = ROOT / "arec" / "recipes"
@@ -75,8 +75,7 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
         for ranking in ("filtered", "unfiltered")
     ]
     head = [f"{part}, test", *map(" ".join, columns), "runs", "epochs", "minutes"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    notes, several = set(), False
+    rows, notes, several = [], set(), False
     for name, runs in by_name(part).items():
         if recipes and not (RECIPES / f"{name}.toml").exists():
             continue
@@ -91,13 +90,14 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
         ]
         cells += [str(len(runs))]
         cells += [f"{np.mean([run[key] for run in runs]):.0f}" for key in ("epochs", "minutes")]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        rows.append([f"`{name}`", *cells])
     for row in published_rows(part):
         cells = [
             f"{row['NDCG@10']:.4f}" if column == ("NDCG@10", row["ranking"]) else ""
             for column in columns
         ]
-        lines.append(f"| {row['what']} | {' | '.join(cells)} | | | |")
+        rows.append([row["what"], *cells, "", "", ""])
+    lines = markdown_table(head, rows)
     lines += ["", f"Measured on {'; '.join(sorted(notes))}; the full records are in `bench/results/`."]
     if several:
         lines.append("Of several runs mean ± standard deviation; epochs and minutes are one run's.")
@@ -107,26 +107,25 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
 def curve_table(name: str) -> str:
     """Validation figures of a published run by epoch."""
     result = json.loads((RESULTS / f"{name}.json").read_text())
-    lines = ["| epoch | training loss | NDCG@10 filtered | NDCG@10 unfiltered |", "|---|---|---|---|"]
+    rows = []
     for record in result["log"]:
         filtered, unfiltered = (
             record["valid"][protocol]["NDCG@10"] for protocol in ("filtered", "unfiltered")
         )
-        lines.append(
-            f"| {record['epoch']} | {record['loss']:.3f} | {filtered:.4f} | {unfiltered:.4f} |"
+        rows.append(
+            [str(record["epoch"]), f"{record['loss']:.3f}", f"{filtered:.4f}", f"{unfiltered:.4f}"]
         )
+    lines = markdown_table(["epoch", "training loss", "NDCG@10 filtered", "NDCG@10 unfiltered"], rows)
     return "\n".join([*lines, "", f"Validation figures of `{name}`."])
 
 
 def simthres_table() -> str:
     """What k learned in the published runs that learn it; of several the mean."""
-    lines = [
-        (
-            "| run | gradient to k | k̄, the quantile of the last epoch | positives a row in it | k "
-            "| its spread over rows | spread of the rows' quantiles | correlation |"
-        ),
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    head = [
+        "run", "gradient to k", "k̄, the quantile of the last epoch", "positives a row in it", "k",
+        "its spread over rows", "spread of the rows' quantiles", "correlation",
+    ]  # fmt: skip
+    rows = []
     for name, runs in by_name("").items():
         if "simthres" in runs[0]:
             width = runs[0]["config"]["threshold_grad"]
@@ -138,10 +137,12 @@ def simthres_table() -> str:
                 np.mean([run["log"][-1][key] for run in runs])
                 for key in ("k_stat", "positives_per_row")
             )
-            lines.append(
-                f"| `{name}` | {'none' if width is None else f'h = {width}'} | {k_stat:.3f} "
-                f"| {positives:.1f} | {mean:.3f} | {std:.4f} | {quantile_std:.4f} | {correlation:.2f} |"
-            )
+            rows.append([
+                f"`{name}`", "none" if width is None else f"h = {width}", f"{k_stat:.3f}",
+                f"{positives:.1f}", f"{mean:.3f}", f"{std:.4f}", f"{quantile_std:.4f}",
+                f"{correlation:.2f}",
+            ])  # fmt: skip
+    lines = markdown_table(head, rows)
     lines += ["", "k, the spreads and the correlation (of k with the row's quantile): the chosen checkpoint's."]
     return "\n".join(lines)
 

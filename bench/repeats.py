@@ -21,6 +21,7 @@ from arec.data.batches import gather_windows
 from arec.data.split import LeaveOneOut
 from arec.metrics import metrics_from_ranks
 from arec.ranking import target_ranks, top_items
+from arec.tables import markdown_table
 from arec.trainer import score_batches
 
 TOP = 10
@@ -70,14 +71,15 @@ def measure(run: Path) -> dict:
 def table(runs: dict[str, dict]) -> str:
     left_out = list(next(iter(runs.values()))["NDCG@10"])
     places = list(next(iter(runs.values()))["repeats"])
-    lines = [
-        f"| run | NDCG@10, left out: {' | '.join(left_out)} | repeats in the first 10: {' | '.join(places)} |",
-        "|---" * (1 + len(left_out) + len(places)) + "|",
-    ]
+    head = ["run", *left_out, *places]
+    head[1] = f"NDCG@10, left out: {left_out[0]}"
+    head[1 + len(left_out)] = f"repeats in the first 10: {places[0]}"
+    rows = []
     for name, run in sorted(runs.items()):
         cells = [f"{run['NDCG@10'][key]:.4f}" for key in left_out]
         cells += [f"{run['repeats'][key]:.2f}" for key in places]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        rows.append([f"`{name}`", *cells])
+    lines = markdown_table(head, rows)
     lines += ["", "Test figures; “window” is what the model sees of the history. Repeats are means over users."]
     return "\n".join(lines)
 

@@ -22,6 +22,7 @@ from provenance import RESULTS, commit, machine
 from rivals import RIVALS
 
 from arec.checkpoint import write_text
+from arec.tables import markdown_table
 
 matplotlib.use("Agg")
 BENCH = Path(__file__).parent
@@ -76,11 +77,9 @@ def table(rows: list[dict]) -> str:
     }
     names = [name for mode in rivals.values() for name in mode[1:]]
     cells = {(r["n"], r["rival"]): r for r in rows if r.get("d") == D and r["passes"] == PASS}
-    lines = [
-        f"| N (D = {D}, {PASS}) | ours, ms | of the limit | MB | "
-        + " | ".join(f"× {name} (MB)" for name in names) + " |",
-        "|---|" + "---|" * (len(names) + 3),
-    ]
+    head = [f"N (D = {D}, {PASS})", "ours, ms", "of the limit", "MB",
+            *(f"× {name} (MB)" for name in names)]
+    lines = []
     for n in sorted({n for n, _ in cells}):
         ours = cells[n, "ours"]
         line = [f"{n:,}", f"{ours['seconds'] * 1e3:.3g}", f"{ours['fraction']:.2f}",
@@ -93,8 +92,8 @@ def table(rows: list[dict]) -> str:
                 else:
                     full = RIVALS[name].bytes(n, D) > total_memory() / 2
                     line.append("out of memory" if full else "–")
-        lines.append("| " + " | ".join(line) + " |")
-    return "\n".join(lines)
+        lines.append(line)
+    return "\n".join(markdown_table(head, lines))
 
 
 def plot(rows: list[dict], path: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import matplotlib
 
+from arec.tables import markdown_table
+
 matplotlib.use("Agg")
 D = 64  # of the table and the plot; the others are in the file
 
@@ -36,10 +38,7 @@ def table(collected: dict, form: str) -> str:
     """One line a contender, one column an N."""
     runs = contenders(collected, form)
     sizes = sorted({n for records in runs.values() for n in records})
-    lines = [
-        f"| {form}, D = {D} | " + " | ".join(f"{n:,}" for n in sizes) + " |",
-        "|---|" + "---|" * len(sizes),
-    ]
+    lines = []
     ours = [runs[name] for name in ("ours, Triton", "ours, CUDA C++") if name in runs]
     best = {n: min((r[n]["ms"] for r in ours if n in r), default=math.nan) for n in sizes}
     for name, records in runs.items():
@@ -51,14 +50,14 @@ def table(collected: dict, form: str) -> str:
                 cells.append(f"{record['ms']:.3g} ({beside})")
             else:
                 cells.append("–")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append([name, *cells])
     for name, records in runs.items():
         if any(record["extra_bytes"] is not None for record in records.values()):
             cells = [
                 f"{records[n]['extra_bytes'] / 1e6:,.1f}" if n in records else "–" for n in sizes
             ]
-            lines.append(f"| MB: {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([f"MB: {name}", *cells])
+    return "\n".join(markdown_table([f"{form}, D = {D}", *(f"{n:,}" for n in sizes)], lines))
 
 
 def text(collected: dict, name: str) -> str:

@@ -21,7 +21,7 @@ from arec.checkpoint import is_finished
 from arec.config import Config
 from arec.data.formats import read
 from arec.data.prepare import tied_share
-from arec.tables import mean_and_deviation, over_seeds
+from arec.tables import markdown_table, mean_and_deviation, over_seeds
 from arec.train import train
 
 RUNS = Path("runs") / "ties"
@@ -77,22 +77,21 @@ def figures(file: Path, name: str, rows: pl.DataFrame, seed: int) -> dict[str, f
 
 
 def table(results: dict[str, dict]) -> str:
-    lines = [
-        "| log | order of ties | NDCG@10 filtered | unfiltered | users who get their last item again |",
-        "|---|---|---|---|---|",
-    ]
-    notes = []
+    head = [
+        "log", "order of ties", "NDCG@10 filtered", "unfiltered", "users who get their last item again",
+    ]  # fmt: skip
+    rows, notes = [], []
     for file, result in results.items():
         for order, runs in result["orders"].items():
             cells = [mean_and_deviation([run[key] for run in runs]) for key in runs[0]]
-            lines.append(f"| {file} | {order} | {' | '.join(cells)} |")
+            rows.append([file, order, *cells])
         share = result["shares"]
         notes.append(
             f"In {file} {share['interactions']:.0%} of interactions have the time of the one before, and "
             f"so have {share['last']:.0%} of the test items{' (made ties)' if result['made'] else ''}; "
             f"{over_seeds(len(runs))}."
         )
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*markdown_table(head, rows), "", *notes])
 
 
 def main() -> None:

@@ -205,7 +205,7 @@ def test_runs_of_other_data_are_never_taken_for_ours(
 
 
 def figures(value: float) -> dict:
-    metrics = {metric: value for metric in tables._METRICS}
+    metrics = {metric: value for metric in tables.TABLE_METRICS}
     rankings = ("filtered", "unfiltered", "popular-100", "random-100")
     return {"test": {ranking: metrics for ranking in rankings}}
 
