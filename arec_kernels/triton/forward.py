@@ -43,7 +43,7 @@ def forward_kernel(
     log_denominator_ptr,  # (N,) out
     count_ptr,  # (N,) int64 out
     positives_ptr,  # (N,) out, sum of the similarities over M+
-    histogram_ptr,  # (bins,) int64, counted up, None without a histogram
+    histogram_ptr,  # (bins,) int64, counted up; not touched where BLOCK_BINS is 0
     n,
     bins,
     temperature,
