@@ -5,6 +5,9 @@ one program: no atomics (but integer ones for the histogram), the same bits ever
 is the unshared one: each pair is computed for row i and again for row j. Sharing would halve the
 products and exponentials, but needs a synchronisation of the whole grid per round to stay both
 deterministic and within O(N D) memory.
+
+In fp32 without tensor cores the sums over tiles are Kahan's; these alone are compiled and interpreted
+so far, and have not run on a card.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from arec_kernels.triton.tile import (
     candidates_only,
     count_bins,
     is_nan,
+    kahan_add,
     load_block,
     load_groups,
     partial_sums,
@@ -76,6 +80,9 @@ def forward_kernel(
     total = tl.zeros((ROWS, PARTS), tl.float32)
     count = tl.zeros((ROWS, PARTS), tl.float32)
     positives = tl.zeros((ROWS, PARTS), tl.float32)
+    # The rounding of products outweighs that of tens of thousands of additions, but for fp32.
+    total_lost = tl.zeros((ROWS, PARTS), tl.float32)
+    positives_lost = tl.zeros((ROWS, PARTS), tl.float32)
     shift = tl.full((ROWS,), LEFT_OUT if OWN_SHIFT else 1.0, tl.float32)
     if BLOCK_BINS:
         counts = tl.zeros((BLOCK_BINS,), tl.int32)
@@ -90,18 +97,28 @@ def forward_kernel(
         above = (s > threshold[:, None]).to(tl.float32)
         if POSITIVES:
             count += partial_sums(above, PARTS)
-            positives += partial_sums(above * s, PARTS)
+            term = partial_sums(above * s, PARTS)
+            if PRECISION == "ieee":
+                positives, positives_lost = kahan_add(positives, positives_lost, term)
+            else:
+                positives += term
         if BLOCK_BINS:
             counts += count_bins(s, 0, bins, BLOCK_BINS)
         if NEGATIVES:
             s += above * LEFT_OUT
         if OWN_SHIFT:
             largest = tl.maximum(shift, tl.max(s, 1))
-            total *= tl.exp2((shift - largest) * scale)[:, None]
-            total += partial_sums(tl.exp2((s - largest[:, None]) * scale), PARTS)
+            decay = tl.exp2((shift - largest) * scale)[:, None]
+            total *= decay
+            total_lost *= decay
+            term = partial_sums(tl.exp2((s - largest[:, None]) * scale), PARTS)
             shift = largest
         else:
-            total += partial_sums(tl.exp2(s * scale - scale), PARTS)
+            term = partial_sums(tl.exp2(s * scale - scale), PARTS)
+        if PRECISION == "ieee":
+            total, total_lost = kahan_add(total, total_lost, term)
+        else:
+            total += term
 
     total = tl.sum(total, 1)
     count = tl.sum(count.to(tl.int32), 1)

@@ -139,6 +139,18 @@ def partial_sums(
 
 
 @triton.jit
+def kahan_add(
+    total,
+    lost,  # what the roundings so far have added too much
+    term,
+):
+    """`total` + `term`, and what is lost then: as exact as one rounding, however many terms there are."""
+    term -= lost
+    added = total + term
+    return added, (added - total) - term
+
+
+@triton.jit
 def count_bins(
     s,  # (ROWS, COLUMNS)
     first_bin,

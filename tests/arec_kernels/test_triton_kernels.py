@@ -126,6 +126,25 @@ def test_shapes(n: int, d: int, shape: config.Tile, dtype: torch.dtype) -> None:
         assert_correct(z, clear_thresholds(z), "triton", temperature=0.3)
 
 
+@pytest.mark.parametrize(("temperature", "cosine"), [(1.0, 0.7), (0.02, 0.99)])
+def test_many_additions_lose_no_more_than_one(temperature: float, cosine: float) -> None:
+    # Two directions in turn: every tile adds the same, and every addition would round the same way.
+    n = 512
+    z = torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], device=DEVICE).repeat(n // 2, 1)
+    threshold = torch.full((n,), -1.0, device=DEVICE)
+    with config.forced_tile(config.Tile(128, 16, 16, 4, 1)):
+        _, log_denominator, _, positives, _ = torch.ops.arec_kernels.triton_forward(
+            z, threshold, None, temperature, True, 0.5, "all", "label", 0
+        )
+        s = similarities(z).double()
+    candidate = reference.candidates(z, None)
+    expected = torch.where(candidate, s, 0).sum(dim=1)
+    torch.testing.assert_close(positives.double(), expected, rtol=1.2e-7, atol=0)
+    inside = candidate | torch.eye(n, dtype=torch.bool, device=DEVICE).roll(n // 2, 1)
+    expected = torch.where(inside, s / temperature, -math.inf).logsumexp(dim=1)
+    torch.testing.assert_close(log_denominator.double(), expected, rtol=1.2e-7, atol=0)
+
+
 def test_tf32(tf32: None) -> None:
     assert_near_float16(make_rows(34, 20, torch.float16, device=DEVICE))
 
