@@ -19,6 +19,7 @@ from arec.checkpoint import (
     LAST,
     METRICS,
     RunError,
+    fingerprint,
     is_finished,
     load_data,
     located,
@@ -153,6 +154,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
     candidates = sampled_candidates(folder, split, config.seed)
     metrics = {
         "config": config.model_dump(mode="json"),
+        "data": fingerprint(sequences),
         "epochs": len(records),
         "best_epoch": trainer.best_epoch,
         "minutes": sum(record["seconds"] for record in records) / 60,

@@ -211,10 +211,13 @@ def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, has, ex
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_run_says_which_precision_it_took(log_file, tmp_path, monkeypatch, precision) -> None:
+def test_a_run_says_which_precision_and_data_it_took(
+    log_file, tmp_path, monkeypatch, precision
+) -> None:
     monkeypatch.setattr(arec.trainer, "pick_precision", lambda name, device: precision)
     run = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", run, "--precision", "auto", *SMALL)
-    assert json.loads((run / checkpoint.METRICS).read_text())["precision"] == precision
-    assert checkpoint.read_config(run).precision == "auto"
+    metrics, config = json.loads((run / checkpoint.METRICS).read_text()), checkpoint.read_config(run)
+    assert config.precision == "auto" and metrics["precision"] == precision
+    assert metrics["data"] == checkpoint.fingerprint(checkpoint.load_data(config).sequences)
     assert f"on cpu in {precision}" in (run / "train.log").read_text()
