@@ -231,11 +231,18 @@ def test_truncated_gzip(tmp_path):
         read(path)
 
 
-@pytest.mark.parametrize("name", ["log.txt", "log.csv", "u.data"])
-def test_text_in_another_encoding(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("log.txt", "log.txt: not UTF-8 text"),
+        ("log.csv", "log.csv, line 5: expected 'timestamp,item,user'"),
+        ("u.data", "u.data: cannot be parsed .*utf-8"),
+    ],
+)
+def test_text_in_another_encoding(tmp_path, name, message):
     path = tmp_path / name
     path.write_bytes(TEXTS.get(name, "u1 a b\n").encode() + b"\xff\xfe,\x80\t1\t1\t1\n")
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=message):
         read(path)
 
 
