@@ -66,9 +66,9 @@ def pick_precision(name: str, device: torch.device) -> str:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # From PyTorch 2.11 on; the last is the name on ARM.
+        # Only oneDNN uses the instructions. PyTorch knows of them from 2.11 on; the last is ARM's.
         has = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        fast = torch.backends.mkldnn.is_available() and any(has.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
     return "bfloat16" if fast else "float32"
 
 

@@ -206,8 +206,11 @@ def test_gradients_have_the_norm_that_is_allowed(log_file, tmp_path, monkeypatch
 )
 def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, has, expected) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert pick_precision("auto", torch.device("cpu")) == expected
     assert pick_precision("bfloat16", torch.device("cpu")) == "bfloat16"
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert pick_precision("auto", torch.device("cpu")) == "float32"
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
