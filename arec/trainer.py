@@ -68,7 +68,8 @@ def pick_precision(name: str, device: torch.device) -> str:
     else:
         # Only oneDNN uses the instructions. PyTorch knows of them from 2.11 on; the last is ARM's.
         has = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = torch.backends.mkldnn.is_available() and any(has.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+        found = any(has.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+        fast = found and torch.backends.mkldnn.is_available()
     return "bfloat16" if fast else "float32"
 
 
