@@ -8,6 +8,7 @@ each, ours or a rival's, the fastest run counts.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -26,7 +27,6 @@ from arec.tables import markdown_table
 
 matplotlib.use("Agg")
 BENCH = Path(__file__).parent
-RUNS = 3
 D, PASS = 64, "forward+backward"  # of the table and the plot
 
 
@@ -118,7 +118,10 @@ def plot(rows: list[dict], path: Path) -> None:
 
 
 def main() -> None:
-    rows = fastest([run() for _ in range(RUNS)])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=3, help="of everything, ten minutes each")
+    runs = parser.parse_args().runs
+    rows = fastest([run() for _ in range(runs)])
     about = {"machine": machine(), "commit": commit(), "torch": torch.__version__,
              "threads": torch.get_num_threads()}
     peak = next(r["peak_flops"] for r in rows if "peak_flops" in r)
@@ -131,12 +134,13 @@ def main() -> None:
         f"{ratio(f'test_histogram[{bins}]', 'test_histogram[None]') - 1:.0%}" for bins in (200, 2000)
     ]
     quantile = ratio("test_quantile[torch.quantile]", "test_quantile[row_similarity_quantile]")
+    often = f"Of {runs} runs of everything, the fastest of each." if runs > 1 else "One run of everything."
     explanation = (
         "“×” is that rival's time over ours: eager and compiled PyTorch in the default mode with a "
         "threshold for each row, the libraries against our NT-Xent mode; “–” does not run here. "
         f"The limit is 4·N²·D FLOP at the {peak / 1e9:.0f} GFLOP/s that this machine's "
         f"{about['threads']} threads reach from registers in the same run. "
-        f"Of {RUNS} runs of everything, the fastest of each. "
+        f"{often} "
         "“MB” is what one call adds to the memory of a fresh process at its peak, inputs aside. "
         f"At N = 4,096 bfloat16 input is {bfloat16:.2f} times as fast as float32, a histogram of "
         f"200 bins adds {histogram[0]} and one of 2,000 {histogram[1]}, and "
