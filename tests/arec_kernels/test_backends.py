@@ -140,11 +140,6 @@ def test_derivatives_in_float64(options: dict) -> None:
     dtype=torch.float16,
     options={"positives": False, "denominator": "all", "weighting": "label"},
 )
-@example(  # and here, where G is rounded for tensor cores too
-    half=1, d=2, seed=2304, temperature=0.5, alpha=0.5, width=None, grouped=False,
-    dtype=torch.float16,
-    options={"positives": True, "denominator": "negatives", "weighting": "label"},
-)
 def test_anywhere(
     compiled, device, half, d, seed, temperature, alpha, options, width, grouped, dtype
 ) -> None:
