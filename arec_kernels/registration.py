@@ -9,7 +9,8 @@ Shapes and types (N = 2B rows; "float" is float32, or float64 for float64 `z`):
 
     z                     (N, D)  float32, bfloat16, float16 (float64: cpp), any strides
     threshold             (N,)    float; groups (N,) int64 or None
-    loss, log_denominator, positives_similarity   (N,) float; log D_i and the sum of s_ij over M+(i)
+    loss, positives_similarity   (N,) float; the latter the sum of s_ij over M+(i)
+    log_denominator       (N,)    float64: log D_i, from which backward subtracts a logit near it
     num_positives         (N,)    int64, m_i; 0 where `positives` is false
     histogram             (histogram_bins,) int64
     grad_loss             (N,)    float, may be expanded (stride 0)
@@ -56,9 +57,10 @@ def _fake_forward(z, threshold, groups, temperature, positives, partner_weight, 
     def row():
         return threshold.new_empty(z.shape[0])
 
+    log_denominator = threshold.new_empty(z.shape[0], dtype=torch.float64)
     counts = threshold.new_empty(z.shape[0], dtype=torch.int64)
     histogram = threshold.new_empty(histogram_bins, dtype=torch.int64)
-    return row(), row(), counts, row(), histogram
+    return row(), log_denominator, counts, row(), histogram
 
 
 def _fake_backward(grad_loss, z, threshold, groups, log_denominator, num_positives,

@@ -32,7 +32,8 @@ struct RowSums {
 
 template <class T>
 struct RowLoss {
-  T loss, log_denominator;
+  T loss;
+  double log_denominator;  // less the partner's logit it must not round to noise: that is a gradient
 };
 
 // dl_i/ds_ij = denominator e_ij - positive, each where its mask holds, e_ij = exp(s / tau - shift); for
@@ -100,7 +101,7 @@ struct Loss {
     // Each weight times its own difference: exactly zero where there is no candidate.
     return {T(w.partner * (log_d - logit) +
               w.positive * (double(m) * log_d - sums.positives * inverse_temperature) + constant(m)),
-            T(log_d)};
+            log_d};
   }
 
   template <class T>

@@ -6,8 +6,8 @@ is the unshared one: each pair is computed for row i and again for row j. Sharin
 products and exponentials, but needs a synchronisation of the whole grid per round to stay both
 deterministic and within O(N D) memory.
 
-In fp32 without tensor cores the sums over tiles are Kahan's; these alone are compiled and interpreted
-so far, and have not run on a card.
+In fp32 without tensor cores the sums over tiles are Kahan's. These and the float64 of log D are
+compiled and interpreted so far, and have not run on a card; the rest has.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from arec_kernels.triton.normalize import normalize, row_weights
 from arec_kernels.triton.tile import (
     INFINITY,
     LEFT_OUT,
-    LN_2,
     above_left_out,
     candidates_only,
     count_bins,
@@ -44,7 +43,7 @@ def forward_kernel(
     threshold_ptr,  # (N,)
     groups_ptr,  # (N,) int64, None without groups
     loss_ptr,  # (N,) out
-    log_denominator_ptr,  # (N,) out
+    log_denominator_ptr,  # (N,) float64, out
     count_ptr,  # (N,) int64 out
     positives_ptr,  # (N,) out, sum of the similarities over M+
     histogram_ptr,  # (bins,) int64, counted up; not touched where BLOCK_BINS is 0
@@ -128,13 +127,13 @@ def forward_kernel(
         largest = tl.maximum(shift, partner)
         total *= tl.exp2((shift - largest) * scale)
         shift = largest
-    logit = tl.math.div_rn(partner, tl.full((ROWS,), temperature, tl.float32))
-    log_total = tl.log2(total + tl.exp2((partner - shift) * scale)) * LN_2
-    # excess = log D - logit. Nothing but the partner in D makes it 0 exactly, and NaN stays NaN.
-    alone = total == 0
-    excess = tl.where(alone, partner * 0.0, log_total - (partner - shift) / temperature)
-    # By way of the excess: backward takes their difference again, and it must not round to noise.
-    log_denominator = logit + excess
+    # The excess of log D over the partner's logit, which backward takes again, is all that is left of
+    # a loss where the views are aligned: in float64 it does not round to noise.
+    logit = tl.math.div_rn(partner, tl.full((ROWS,), temperature, tl.float32)).to(tl.float64)
+    top = shift.to(tl.float64) / tl.full((ROWS,), temperature, tl.float64)
+    log_denominator = top + tl.log(total.to(tl.float64) + tl.exp(logit - top))
+    # Nothing but the partner in D makes the excess 0 exactly, and NaN stays NaN.
+    log_denominator = tl.where(total == 0, logit, log_denominator)
 
     some = count > 0
     total_weight, _, positive_weight = row_weights(
@@ -142,7 +141,7 @@ def forward_kernel(
     )
     # sum_j w_ij (s_ip - s_ij) over M+, so that the logits of the partner cancel before they round.
     gap = positive_weight * (tl.where(some, count, 0).to(tl.float32) * partner - positives)
-    loss = total_weight * excess + gap / temperature
+    loss = total_weight * (log_denominator - logit).to(tl.float32) + gap / temperature
     if POSITIVES and WEIGHTING == "printed":
         m = tl.where(some, count, 1).to(tl.float32)
         loss -= tl.log(tl.full((ROWS,), partner_weight, tl.float32))
@@ -179,9 +178,10 @@ def forward(
     options = Options(temperature, positives, partner_weight, denominator, weighting)
     z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)
-    loss, log_denominator, positives_similarity = (
-        torch.empty(n, dtype=torch.float32, device=z.device) for _ in range(3)
+    loss, positives_similarity = (
+        torch.empty(n, dtype=torch.float32, device=z.device) for _ in range(2)
     )
+    log_denominator = torch.empty(n, dtype=torch.float64, device=z.device)
     num_positives = torch.empty(n, dtype=torch.int64, device=z.device)
     counted_here = 0 < histogram_bins <= MAX_BLOCK_BINS
     if histogram_bins and not counted_here:

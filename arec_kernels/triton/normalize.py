@@ -97,7 +97,7 @@ def normalize_kernel(
     partner_ptr,  # (N,) out, similarity with the partner; only where not BACKWARD
     grad_loss_ptr,  # (N,), this and the pointers below only where BACKWARD
     threshold_ptr,  # (N,)
-    log_denominator_ptr,  # (N,)
+    log_denominator_ptr,  # (N,) float64
     count_ptr,  # (N,) int64
     coefficients_ptr,  # (COEFFICIENTS, N_PADDED) out
     n,
@@ -185,12 +185,13 @@ def row_coefficients(
     log_denominator = tl.load(log_denominator_ptr + rows, mask=inside, other=0.0)
     count = tl.load(count_ptr + rows, mask=inside, other=0)
     total, partner, positive = row_weights(count, partner_weight, rest_weight, POSITIVES, WEIGHTING)
-    probability = tl.exp2((logit - log_denominator) * LOG2_E)
+    # In float64: for aligned views the probability is near 1, and what is missing is the gradient.
+    probability = tl.exp(logit.to(tl.float64) - log_denominator)
     return (
         g * total,
-        log_denominator * LOG2_E,
+        (log_denominator * LOG2_E).to(tl.float32),
         g * positive,
-        g * (total * probability - partner),
+        g * (total * probability - partner).to(tl.float32),
     )
 
 

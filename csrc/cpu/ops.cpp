@@ -98,11 +98,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, options_of(loss));
 
   Tensor out_loss = new_empty({n}, kScalarType<T>);
-  Tensor out_log = new_empty({n}, kScalarType<T>);
+  Tensor out_log = new_empty({n}, ScalarType::Double);
   Tensor out_count = new_empty({n}, ScalarType::Long);
   Tensor out_similarity = new_empty({n}, kScalarType<T>);
   T* const losses = static_cast<T*>(out_loss.mutable_data_ptr());
-  T* const logs = static_cast<T*>(out_log.mutable_data_ptr());
+  double* const logs = static_cast<double*>(out_log.mutable_data_ptr());
   int64_t* const counts = static_cast<int64_t*>(out_count.mutable_data_ptr());
   T* const similarities = static_cast<T*>(out_similarity.mutable_data_ptr());
   Histogram histogram(bins);
@@ -157,11 +157,11 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   Input<T> input(z, true);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
   const RowValues<T> upstream("grad_loss", grad_loss, n), thresholds("threshold", threshold, n),
-      logs("log_denominator", log_denominator, n),
       similarities("positives_similarity", positives_similarity, n);
+  const RowValues<double> logs("log_denominator", log_denominator, n, ScalarType::Double);
   const RowValues<int64_t> counts("num_positives", num_positives, n, ScalarType::Long);
   for (int64_t i = 0; i < n && !loss.own_shift; ++i)
-    loss.own_shift = loss.inverse_temperature - double(logs[i]) > kLargestShare;
+    loss.own_shift = loss.inverse_temperature - logs[i] > kLargestShare;
   T *k, *shift = nullptr, *denominator, *positive, *constant = nullptr, *linear = nullptr,
     *exponential = nullptr;
   double *partner_weight, *partner_share, *log_d;

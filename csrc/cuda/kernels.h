@@ -63,15 +63,17 @@ struct FinishForward {
   Loss loss;
   const float *threshold, *statistics;
   const float* partner_similarity;  // (padded_n)
-  float *losses, *log_denominator, *positives_similarity;  // (n)
-  int64_t* num_positives;                                  // (n)
+  float *losses, *positives_similarity;  // (n)
+  double* log_denominator;               // (n)
+  int64_t* num_positives;                // (n)
 };
 
 struct Coefficients {
   Rows rows;
   Loss loss;
-  const float *grad_loss, *threshold, *log_denominator, *positives_similarity;  // (n)
-  const int64_t* num_positives;                                                 // (n)
+  const float *grad_loss, *threshold, *positives_similarity;  // (n)
+  const double* log_denominator;                              // (n)
+  const int64_t* num_positives;                               // (n)
   int64_t grad_loss_stride;
   double threshold_width;  // of the straight-through gradient, or 0
   float* coefficients;     // (kCoefficients, padded_n)

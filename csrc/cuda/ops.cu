@@ -174,7 +174,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   STD_TORCH_CHECK(histogram_bins >= 0 && histogram_bins <= kMostBins, "bins: expected at most ", kMostBins,
                   ", got ", histogram_bins);
   const Tensor thresholds = input.row_values("threshold", threshold), partner_similarity = input.row_memory(1);
-  const Tensor losses = input.memory(n), log_denominator = input.memory(n), similarities = input.memory(n);
+  const Tensor losses = input.memory(n), log_denominator = input.memory(n, ScalarType::Double),
+               similarities = input.memory(n);
   const Tensor counts = input.memory(n, ScalarType::Long), histogram = input.memory(histogram_bins, ScalarType::Long);
   if (histogram_bins) input.launch.zero(histogram.mutable_data_ptr(), histogram_bins * sizeof(int64_t));
   input.normalise(data<float>(partner_similarity));
@@ -189,8 +190,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
             bytes_of_bins(histogram_bins));
   input.launch(finish_forward, dim3(input.rows.padded_n / kThreads), kThreads, 0,
                FinishForward{rows, loss, data<float>(thresholds), data<float>(statistics),
-                             data<float>(partner_similarity), data<float>(losses), data<float>(log_denominator),
-                             data<float>(similarities), data<int64_t>(counts)});
+                             data<float>(partner_similarity), data<float>(losses), data<float>(similarities),
+                             data<double>(log_denominator), data<int64_t>(counts)});
   return {losses, log_denominator, counts, similarities, histogram};
 }
 
@@ -204,7 +205,7 @@ std::tuple<Tensor, Tensor> backward(
   const Input input(z, true, groups);
   const int64_t n = input.rows.n;
   const Tensor thresholds = input.row_values("threshold", threshold),
-               logs = input.row_values("log_denominator", log_denominator),
+               logs = input.row_values("log_denominator", log_denominator, ScalarType::Double),
                similarities = input.row_values("positives_similarity", positives_similarity),
                counts = input.row_values("num_positives", num_positives, ScalarType::Long);
   STD_TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.size(0) == n && grad_loss.scalar_type() == ScalarType::Float &&
@@ -216,7 +217,7 @@ std::tuple<Tensor, Tensor> backward(
   const Tensor coefficients = input.row_memory(kCoefficients);
   input.launch(input.kernels.normalise_for_backward, input.a_warp_a_row(), kThreads, 0,
                Coefficients{input.rows, loss, static_cast<const float*>(grad_loss.const_data_ptr()),
-                            data<float>(thresholds), data<float>(logs), data<float>(similarities),
+                            data<float>(thresholds), data<float>(similarities), data<double>(logs),
                             data<int64_t>(counts), grad_loss.stride(0), threshold_grad, data<float>(coefficients)});
 
   const bool general = groups || !loss.negatives_only || loss.own_shift || soft;

@@ -86,6 +86,21 @@ def test_aligned_views_cancel(compiled: str, device: str, temperature: float) ->
     assert_correct(z, clear_thresholds(z), compiled, temperature=temperature)
 
 
+@pytest.mark.parametrize("weighting", ["label", "label-unnormalised", "printed"])
+@pytest.mark.parametrize("temperature", [0.03, 0.02])  # one shift for all rows, and one for each
+def test_the_little_that_aligned_views_leave_is_no_noise(
+    compiled, device, weighting, temperature
+) -> None:
+    """Where log D is the partner's logit but for 1e-6 of itself, float32 has its eps of it."""
+    z = make_rows(16, 16, device=device)
+    z[8:] = z[:8] + 0.02 * z[8:]
+    k = torch.full((16,), 2.0, device=device)  # no positives: the partner's logit cancels
+    options = {"temperature": temperature, "weighting": weighting, "denominator": "all"}
+    result = run(adaptive_info_nce, z, k, z.dtype, backend=compiled, **options)
+    exact = run(reference.adaptive_info_nce, z, k, torch.float64, **options)
+    assert (result.grad_z - exact.grad_z).norm() <= 1e-5 / temperature * exact.grad_z.norm()
+
+
 def test_partners_with_nearly_all_of_the_denominator(compiled: str, device: str) -> None:
     """log D and the partner's logit are alike and large; their difference is the gradient."""
     z = make_rows(18, 65, device=device)
