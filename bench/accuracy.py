@@ -82,12 +82,11 @@ def main() -> None:
         ],
     }
     path.write_text(json.dumps(result, indent=1) + "\n")
-    lines = markdown_table(head, rows)
-    lines += [
-        "",
+    note = (
         f"Largest relative error of {SEEDS} draws against float64, N = {N:,}, D = {D}, float32; “reference” is "
-        f"eager PyTorch. {where}, torch {torch.__version__}, commit {result['commit']}.",
-    ]
+        f"eager PyTorch. {where}, torch {torch.__version__}, commit {result['commit']}."
+    )
+    lines = [*markdown_table(head, rows), "", note]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
