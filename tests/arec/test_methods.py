@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import typing
 
-import numpy as np
 import pytest
+from tiny import sequences_of
 
 from arec.config import Config
-from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.objectives import _METHODS
 from arec.objectives.contrastive import ContrastiveObjective
@@ -22,11 +21,7 @@ ROWS = 21  # with 8 in a batch the last one is incomplete
 def split() -> LeaveOneOut:
     """Users who walk along a circle of 20 items."""
     walks = [[(user + step) % 20 + 1 for step in range(5 + user % 9)] for user in range(ROWS)]
-    items = np.concatenate(walks).astype(np.int32)
-    offsets = np.cumsum([0, *map(len, walks)], dtype=np.int64)
-    return LeaveOneOut(
-        Sequences("walks", items, offsets, np.arange(20).astype(str), np.arange(ROWS).astype(str))
-    )
+    return LeaveOneOut(sequences_of(*walks, num_items=20))
 
 
 def test_settings_know_which_methods_compare_views() -> None:

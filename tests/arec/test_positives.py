@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import sequences_of
 
-from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.positives import TargetIndex
 
@@ -14,10 +14,7 @@ users_of_items = st.lists(st.lists(st.integers(1, 6), max_size=8), min_size=1, m
 
 def split_of(users: list[list[int]]) -> LeaveOneOut:
     users = [*users, [1, 2, 3]]  # somebody to rank: the training part has one item and no target
-    items = np.array([item for user in users for item in user], dtype=np.int32)
-    offsets = np.concatenate([[0], np.cumsum([len(user) for user in users])]).astype(np.int64)
-    ids = np.arange(1, 7).astype(str)
-    return LeaveOneOut(Sequences("test", items, offsets, ids, np.arange(len(users)).astype(str)))
+    return LeaveOneOut(sequences_of(*users, num_items=6))
 
 
 def partners(users: list[list[int]], split: LeaveOneOut, target: int, user: int) -> set[int]:

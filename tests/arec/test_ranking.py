@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import sequences_of
 
 from arec import ranking
 from arec.data import builtin
-from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.ranking import (
     draw_candidates,
@@ -86,15 +86,7 @@ def test_scores_are_left_as_they_were():
 def split() -> LeaveOneOut:
     rng = np.random.default_rng(0)
     users = [rng.permutation(20)[:n] + 1 for n in (3, 2, 9, 5, 1, 12, 3)]
-    return LeaveOneOut(
-        Sequences(
-            name="random",
-            items=np.concatenate(users).astype(np.int32),
-            offsets=np.cumsum([0, *map(len, users)]),
-            item_ids=np.array([str(i) for i in range(20)], dtype=object),
-            user_ids=np.array([str(i) for i in range(7)], dtype=object),
-        )
-    )
+    return LeaveOneOut(sequences_of(*users, num_items=20))
 
 
 @pytest.mark.parametrize("stage", ["valid", "test"])
@@ -118,9 +110,7 @@ def test_both_protocols_in_the_order_of_the_users(split, stage):
 @given(scores=st.lists(some_scores, min_size=6, max_size=6))
 def test_repeated_items_and_targets_in_the_history(stage, scores):
     users = [[1, 2, 1, 2, 1], [3, 3, 3, 3], [1, 2, 3, 1, 4, 2]]
-    offsets = np.cumsum([0, *map(len, users)])
-    items = np.concatenate(users).astype(np.int32)
-    split = LeaveOneOut(Sequences("repeats", items, offsets, np.arange(5), np.arange(3)))
+    split = LeaveOneOut(sequences_of(*users, num_items=5))
     # One row for all users, which cannot be written to.
     rows = torch.tensor(scores).expand(3, -1)
     before = rows.clone()
@@ -177,11 +167,8 @@ def test_candidates_are_drawn_by_popularity_or_uniformly():
     # Item i occurs about i times as often as item 1.
     rng = np.random.default_rng(0)
     weights = np.arange(1, 401) / np.arange(1, 401).sum()
-    items = rng.choice(400, size=(2000, 10), p=weights).astype(np.int32) + 1
-    ids = np.arange(400).astype(str)
-    offsets = np.arange(0, 20_001, 10)
-    users = np.arange(2000).astype(str)
-    split = LeaveOneOut(Sequences("skewed", items.ravel(), offsets, ids, users))
+    users = rng.choice(400, size=(2000, 10), p=weights) + 1
+    split = LeaveOneOut(sequences_of(*users, num_items=400))
     drawn = draw_candidates(split, "test", seed=0)
     for row in (*drawn["popular-100"][:50], *drawn["random-100"][:50]):
         assert len(set(row.tolist())) == 100, "without replacement"

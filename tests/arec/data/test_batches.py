@@ -5,9 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from tiny import sequences_of
 
 from arec.data.batches import TrainingBatches, history_batches
-from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.errors import DataError
 
@@ -19,9 +19,7 @@ def split() -> LeaveOneOut:
     rng = np.random.default_rng(0)
     lengths = np.array([0, 1, 2, 3, 4, 8, 9, 12, *rng.integers(3, 20, size=80)])
     items = rng.integers(1, 31, size=lengths.sum()).astype(np.int32)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    ids = np.arange(1, 31).astype(str)
-    return LeaveOneOut(Sequences("test", items, offsets, ids, np.arange(len(lengths)).astype(str)))
+    return LeaveOneOut(sequences_of(*np.split(items, lengths.cumsum()[:-1]), num_items=30))
 
 
 def batches(split: LeaveOneOut, **settings) -> TrainingBatches:
@@ -164,18 +162,14 @@ def test_rows_of_prefixes_have_partners_before_the_same_target(split: LeaveOneOu
 
 
 def test_without_two_training_items_there_is_nothing_to_learn() -> None:
-    items, offsets = np.array([1, 2, 3] * 3, dtype=np.int32), np.arange(0, 10, 3)
-    ids = np.array(["a", "b", "c"])
     with pytest.raises(DataError, match="threes: no user has 2 items to train with"):
-        batches(LeaveOneOut(Sequences("threes", items, offsets, ids, ids)))
+        batches(LeaveOneOut(sequences_of(*[[1, 2, 3]] * 3, name="threes")))
 
 
 def test_a_prefix_costs_an_index_and_no_copy() -> None:
     users, length = 10_000, 102  # 990,000 prefixes, as many as MovieLens 1M has
-    items = np.random.default_rng(0).integers(1, 3001, users * length).astype(np.int32)
-    offsets = np.arange(0, len(items) + 1, length)
-    ids = np.arange(1, 3001).astype(str)
-    split = LeaveOneOut(Sequences("large", items, offsets, ids, np.arange(users).astype(str)))
+    items = np.random.default_rng(0).integers(1, 3001, (users, length))
+    split = LeaveOneOut(sequences_of(*items, num_items=3000))
     tracemalloc.start()
     loader = batches(split, rows="prefix", batch_size=1024)
     epoch = loader.epoch(0)

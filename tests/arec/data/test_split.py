@@ -2,19 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny import sequences_of
 
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
-
-
-def sequences_of(*users: list[int], num_items: int = 9) -> Sequences:
-    return Sequences(
-        name="tiny",
-        items=np.array([item for user in users for item in user], dtype=np.int32),
-        offsets=np.cumsum([0, *map(len, users)], dtype=np.int64),
-        item_ids=np.array([f"item {i}" for i in range(1, num_items + 1)], dtype=object),
-        user_ids=np.array([f"user {u}" for u in range(len(users))], dtype=object),
-    )
 
 
 def test_last_item_is_test_and_the_one_before_validation():
