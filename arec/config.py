@@ -116,6 +116,12 @@ class Config(BaseModel):
         le=1,
         description="share of rows in which it masks the last item alone, as ranking does",
     )
+    sampled_negatives: int | None = Field(
+        None,
+        ge=1,
+        description="of the basic loss: against its batch's targets and so many other items, drawn "
+        "anew for each batch; none: against all items, which for 100,000s of them is work for a GPU",
+    )
     epochs: int = Field(
         20,
         ge=1,

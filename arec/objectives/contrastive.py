@@ -16,7 +16,7 @@ from arec.models import Encoder
 from arec.objectives.base import Objective
 from arec.objectives.bert4rec import masked_states
 from arec.objectives.sasrec import next_item_loss
-from arec.objectives.softmax import full_softmax_loss
+from arec.objectives.softmax import item_loss
 from arec_kernels import adaptive_info_nce, similarity_histogram
 
 # Resolution 1/1000 in cosine units: far finer than the spread of SimThres.
@@ -60,11 +60,12 @@ class ContrastiveObjective(Objective):
         return self.config.lambda_cl * loss, {"L_cl": loss}
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        sampled = self.config.sampled_negatives
         if self.encoder.causal:
-            loss, anchor = next_item_loss(self.encoder, batch)
+            loss, anchor = next_item_loss(self.encoder, batch, sampled)
         else:
             states, items = masked_states(self.encoder, batch, self.config)
-            loss, anchor = full_softmax_loss(states, self.encoder.item_table, items), None
+            loss, anchor = item_loss(states, self.encoder.item_table, items, sampled), None
         logged = {"L_basic": loss.detach()}
         if not self.config.lambda_cl:
             return loss, logged

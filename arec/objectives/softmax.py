@@ -1,4 +1,4 @@
-"""Cross-entropy over all items in O(chunk · V) memory."""
+"""Cross-entropy over all items in O(chunk · V) memory, or over a sample of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,35 @@ _LOGITS_PER_BLOCK = {"cpu": 1 << 17}
 # Chunks of few different sizes, because oneDNN compiles its products anew for every shape; and no
 # thinner ones, however many items there are, because each goes through the whole table.
 _STEP = 64
+
+
+def item_loss(
+    hidden: Tensor,  # (P, d)
+    item_table: Tensor,  # (V + 1, d), row 0 is padding
+    targets: Tensor,  # (P,) int64 in 1..V
+    sampled_negatives: int | None,
+) -> Tensor:  # 0-d
+    """`full_softmax_loss`, or the estimate of it in which drawn items stand for those not drawn.
+
+    Every target of the batch is there, for all positions, and ``sampled_negatives`` of the other items,
+    drawn uniformly without replacement; each of these counts as often as there are others to one
+    drawn. So the sums of exponentials are unbiased, and with all items drawn exact.
+    """
+    if sampled_negatives is None:
+        return full_softmax_loss(hidden, item_table, targets)
+    known, labels = targets.unique(return_inverse=True)
+    is_other = torch.ones(len(item_table), dtype=torch.bool, device=targets.device)
+    is_other[0] = is_other[known] = False
+    others = is_other.nonzero().squeeze(1)
+    drawn = others[torch.randperm(len(others), device=others.device)[:sampled_negatives]]
+    # How many items a row stands for is, as a logarithm, an item's product with a component of the
+    # states that is always 1.
+    counts = item_table.new_ones(len(known) + len(drawn), 1)
+    counts[len(known) :] = len(others) / max(len(drawn), 1)
+    rows = torch.cat([item_table[torch.cat([known, drawn])], counts.log()], dim=1)
+    return full_softmax_loss(
+        F.pad(hidden, (0, 1), value=1), F.pad(rows, (0, 0, 1, 0)), labels + 1
+    )
 
 
 def full_softmax_loss(

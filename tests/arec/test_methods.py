@@ -35,7 +35,9 @@ def test_settings_know_which_methods_compare_views() -> None:
 VARIANTS = [
     {"method": "sasrec"},
     {"method": "sasrec", "rows": "prefix"},
+    {"method": "sasrec", "sampled_negatives": 5},
     {"method": "bert4rec"},
+    {"method": "bert4rec", "sampled_negatives": 5},
     {"method": "cl4srec"},
     {"method": "cl4srec", "similarity": "dot"},
     *({"method": "duorec", "views": views} for views in ("un", "su", "us", "us_x")),
@@ -46,7 +48,7 @@ VARIANTS = [
     *({"threshold_network": network} for network in ("row", "flattened")),
     {"lambda_reg": 0.0, "threshold_grad": 0.05},
     {"positives": False},
-    {"task": "masked-item", "views": "cl4srec"},
+    {"task": "masked-item", "views": "cl4srec", "sampled_negatives": 5},
     {"rows": "prefix", "regulariser": "released", "denominator": "all"},
     {"precision": "bfloat16"},
     {"precision": "bfloat16", "method": "bert4rec"},

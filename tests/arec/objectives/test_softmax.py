@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -72,3 +74,47 @@ def test_narrow_states_get_narrow_gradients(autocast: bool) -> None:
     for got, want in zip(gradients, torch.autograd.grad(expected, (hidden, table))):
         assert got.dtype is want.dtype
         torch.testing.assert_close(got, want, rtol=0, atol=near * want.abs().max().item())
+
+
+def test_a_sample_of_all_items_is_the_full_softmax() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(21, 8, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([3, 20, 3, 1, 7, 20])
+    for count in (16, 1000):  # there are 16 others
+        sampled = softmax.item_loss(hidden, table, targets, count)
+        full = softmax.item_loss(hidden, table, targets, None)
+        torch.testing.assert_close(sampled, full)
+        expected = torch.autograd.grad(full, (hidden, table))
+        for got, want in zip(torch.autograd.grad(sampled, (hidden, table)), expected):
+            torch.testing.assert_close(got, want)
+
+
+def test_every_item_is_a_target() -> None:
+    table = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    states, targets = table[1:], torch.tensor([1, 2, 3])
+    sampled = softmax.item_loss(states, table, targets, 7)
+    torch.testing.assert_close(sampled, softmax.item_loss(states, table, targets, None))
+
+
+def test_sampled_sums_of_exponentials_are_unbiased() -> None:
+    torch.manual_seed(0)
+    hidden, table = torch.randn(1, 4), torch.randn(41, 4)
+    target = torch.tensor([5])
+    logit = (hidden @ table[5]).item()
+
+    def total(count: int | None) -> float:
+        return math.exp(softmax.item_loss(hidden, table, target, count).item() + logit)
+
+    totals = [total(10) for _ in range(2000)]
+    deviation = torch.tensor(totals).std().item() / math.sqrt(len(totals))
+    assert abs(sum(totals) / len(totals) - total(None)) < 4 * deviation
+
+
+def test_only_drawn_items_and_targets_learn() -> None:
+    torch.manual_seed(0)
+    hidden, table = torch.randn(3, 4), torch.randn(41, 4, requires_grad=True)
+    targets = torch.tensor([5, 9, 5])
+    softmax.item_loss(hidden, table, targets, 10).backward()
+    moved = table.grad.ne(0).any(dim=1)
+    assert moved.sum() == 12 and moved[targets].all() and not moved[0]
