@@ -146,6 +146,9 @@ class Config(BaseModel):
     patience: int = Field(
         10, ge=1, description="stop after so many epochs without a better validation NDCG@10"
     )
+    validation_users: int | None = Field(
+        None, ge=1, description="users ranked after each epoch, the same random ones; none: all"
+    )
     filter_history: bool = Field(
         True, description="choose the checkpoint by the ranking without the user's own history"
     )

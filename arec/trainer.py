@@ -127,6 +127,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, split.sequences.num_items).to(self.device)
         self.batches = training_batches(config, split)
+        self.valid_split = split.ranking_at_most(config.validation_users, config.seed)
         self.optimizer = torch.optim.AdamW(
             self.objective.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
@@ -172,7 +173,7 @@ class Trainer:
         start = time.perf_counter() - self.seconds
         record = {"epoch": epoch, **self._train(epoch, bar)}
         record["train_seconds"] = time.perf_counter() - start
-        record["valid"] = evaluate(self.objective, self.split, "valid")
+        record["valid"] = evaluate(self.objective, self.valid_split, "valid")
         if self.config.contrastive:
             record |= view_alignment(self.objective, self.batches.sample(_ALIGNMENT_ROWS))
             if self.split.sequences.planted is not None and isinstance(self.objective, AdaptiveRec):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import numpy as np
@@ -45,6 +46,16 @@ class LeaveOneOut:
             )
         for array in (self.train_lengths, self.eval_users):
             array.setflags(write=False)
+
+    def ranking_at_most(self, count: int | None, seed: int) -> LeaveOneOut:
+        """The same split with at most ``count`` of its `eval_users`, drawn at random; None: with all."""
+        if count is None or count >= len(self.eval_users):
+            return self
+        drawn = np.random.default_rng(seed).choice(self.eval_users, count, replace=False)
+        fewer = copy.copy(self)
+        fewer.eval_users = np.sort(drawn)
+        fewer.eval_users.setflags(write=False)
+        return fewer
 
     def targets(self, stage: Stage) -> np.ndarray:
         """(E,) int32, the item to be found for each of `eval_users`.

@@ -121,6 +121,20 @@ def test_adaptiverec_trains_through_the_op_and_nothing_else(
     assert not [path.name for path in sources if "logsumexp" in path.read_text()]
 
 
+def test_few_users_validate_and_all_are_tested(log_file, tmp_path, monkeypatch) -> None:
+    ranked = []
+
+    def counted(split, stage, batches, *args, **kwargs):
+        ranked.append((stage, len(split.eval_users)))
+        return rank(split, stage, batches, *args, **kwargs)
+
+    rank = arec.trainer.evaluate_scores
+    monkeypatch.setattr(arec.trainer, "evaluate_scores", counted)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 2,
+         "--validation-users", 7, *SMALL)  # fmt: skip
+    assert ranked == [("valid", 7), ("valid", 7), ("valid", 90), ("test", 90)]
+
+
 def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) -> None:
     figures = iter([0.1, 0.3, 0.2, 0.2, 0.25, 0.9])
 

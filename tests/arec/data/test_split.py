@@ -54,6 +54,19 @@ def test_unknown_stage_is_refused():
         split.history_lengths("train")
 
 
+def test_fewer_users_to_rank():
+    split = LeaveOneOut(sequences_of(*[[1, 2, 3 + user % 7] for user in range(50)]))
+    few = split.ranking_at_most(10, seed=0)
+    assert len(few.eval_users) == 10 and (np.diff(few.eval_users) > 0).all()
+    assert few.targets("test").tolist() == [3 + user % 7 for user in few.eval_users]
+    assert few.train_lengths is split.train_lengths
+    assert few.eval_users.tolist() == split.ranking_at_most(10, seed=0).eval_users.tolist()
+    assert few.eval_users.tolist() != split.ranking_at_most(10, seed=1).eval_users.tolist()
+    assert len(split.eval_users) == 50
+    for enough in (50, 51, None):
+        assert split.ranking_at_most(enough, seed=0) is split
+
+
 def test_arrays_cannot_be_written():
     sequences = sequences_of([1, 2, 3])
     split = LeaveOneOut(sequences)
