@@ -20,7 +20,7 @@ from arec.config import PLACES, Config
 from arec.data import absolute, load
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
-from arec.errors import UserError
+from arec.errors import DataError, UserError
 from arec.objectives import Objective, build_objective
 from arec.ranking import SAMPLED, draw_candidates
 
@@ -114,7 +114,13 @@ def load_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; arec.train writes it after an epoch") from None
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path}: not a readable checkpoint ({type(error).__name__})") from None
+        way_out = (
+            "delete it, and --resume trains from the beginning" if path.name == LAST
+            else "the run has to be trained again"
+        )  # fmt: skip
+        raise RunError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); {way_out}"
+        ) from None
 
 
 @contextmanager
@@ -225,7 +231,10 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     """
     config = read_config(run)
     state = load_state(run / BEST)
-    split = load_data(config)
+    try:
+        split = load_data(config)
+    except DataError as error:
+        raise DataError(f"{error}; {run / CONFIG} says where the data are") from None
     objective = build_objective(config, split.sequences.num_items)
     restore_model(objective, run / BEST, state, split.sequences)
     return config, split, objective.eval()

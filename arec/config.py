@@ -11,10 +11,11 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from arec.data import NAMES
 from arec.errors import UserError
@@ -315,9 +316,14 @@ class Config(BaseModel):
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
+            near = get_close_matches(str(source), RECIPE_NAMES.split(", "), n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(
-                f"{source}: {reason}; expected a TOML file or one of the recipes: {RECIPE_NAMES}"
+                f"{source}: {reason}; expected a TOML file or one of the recipes: {RECIPE_NAMES}{meant}"
             ) from None
+        for name, value in settings.items():
+            if name in cls.model_fields and (kind := _wrong_kind(value, cls.model_fields[name])):
+                raise ConfigError(f"{path}: {name}: expected {kind}, got {value!r}")
         dataset, data_dir = settings.get("dataset"), settings.get("data_dir")
         if isinstance(dataset, str) and dataset not in NAMES:
             settings["dataset"] = str(path.parent / dataset)
@@ -328,3 +334,14 @@ class Config(BaseModel):
     def to_toml(self) -> str:
         """The settings as TOML text; one that is None stays out, being the default."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def _wrong_kind(value: Any, field: FieldInfo) -> str:
+    """What a setting of a TOML file should be, if not of the kind it is, as on a command line it may
+    not tell: text is no number there."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    if bool in kinds:
+        return "" if isinstance(value, bool) else "true or false"
+    if int in kinds or float in kinds:
+        return "a number" if isinstance(value, (bool, str)) else ""
+    return "" if isinstance(value, str) else "text"

@@ -46,17 +46,24 @@ def recommend(
         for user, items, scores in recommend(objective, sequences, users, top=10):
             print(sequences.user_ids[user], [sequences.item_ids[item - 1] for item in items])
 
-    A history that is not in the run, of item numbers from 1 and with its own items still to be left
-    out::
+    A history that is not in the run::
 
-        history = [17, 4, 99][-objective.encoder.max_length :]
+        number = {name: number for number, name in enumerate(sequences.item_ids, start=1)}
+        history = [number[name] for name in ("17", "4", "99")][-objective.encoder.max_length :]
         with torch.no_grad():
-            scores = objective.score(torch.tensor([history]), torch.tensor([len(history)]))[0, 1:]
+            scores = objective.score(torch.tensor([history]), torch.tensor([len(history)]))[0]
+        scores[[0, *history]] = -torch.inf  # padding, and what the user has
+        print([sequences.item_ids[item - 1] for item in scores.topk(10).indices])
 
     Yields:
         user, items ``(k,)`` int64 and scores ``(k,)`` float32, best first; k is less than ``top``
         where the user leaves fewer items.
+
+    Raises:
+        ValueError: `top` < 1.
     """
+    if top < 1:
+        raise ValueError(f"top: expected at least 1, got {top}")
     objective.eval()
     device = next(objective.parameters()).device
     users = np.asarray(users)
@@ -80,6 +87,8 @@ def main() -> None:
         "Recommend with the checkpoint of a run what comes after all items of a user, of those that "
         "the user has not; as CSV, in which the score is the logit.",
     )
+    # argparse would put RUN last, where it would be taken for one of the ids.
+    parser.usage = "%(prog)s RUN [-h] [--top K] [--users ID [ID ...]]"
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="items a user")
     parser.add_argument(

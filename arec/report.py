@@ -22,11 +22,12 @@ def read_run(folder: Path, name: str) -> Run:
         ConfigError: its settings are not valid.
     """
     config = read_config(folder)
-    log = [_json(folder / LOG, line) for line in _lines(folder / LOG)]
-    if not log:
-        raise RunError(f"{folder / LOG}: no epoch logged yet")
+    lines = _lines(folder / LOG) if (folder / LOG).exists() else []
+    if not lines:
+        raise RunError(f"{folder}: no epoch is finished yet")
+    log = [_json(f"{folder / LOG}, line {number}", line) for number, line in enumerate(lines, 1)]
     finished = (folder / METRICS).is_file()
-    metrics = _json(folder / METRICS, "".join(_lines(folder / METRICS))) if finished else None
+    metrics = _json(str(folder / METRICS), "".join(_lines(folder / METRICS))) if finished else None
     return Run(name, config, log, metrics)
 
 
@@ -38,11 +39,11 @@ def _lines(path: Path) -> list[str]:
         raise RunError(f"{path}: {reason}") from None
 
 
-def _json(path: Path, text: str) -> dict[str, Any]:
+def _json(where: str, text: str) -> dict[str, Any]:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise RunError(f"{path}: not JSON: {error}") from None
+        raise RunError(f"{where}: not JSON ({error.msg}, character {error.pos + 1})") from None
 
 
 def names(folders: Sequence[Path]) -> list[str]:

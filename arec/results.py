@@ -62,8 +62,8 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
     fewest = min((sampled > 0).sum(axis=1).min() for sampled in candidates.values())
     if fewest < SAMPLED:
         lines.append(
-            f"some users leave only {fewest} items to draw from: where all are drawn, the rank is the "
-            "filtered one"
+            f"for some users fewer than {SAMPLED} items are left to draw, for one only {fewest}; where all "
+            "of them are drawn, the rank is the filtered one"
         )
     if "false_negatives" in metrics:
         found = metrics["false_negatives"]
@@ -79,7 +79,7 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
         followed = "none" if k["correlation"] is None else f"{k['correlation']:.2f}"
         lines += [
             "",
-            f"SimThres: {k['mean']:.4f} ± {k['std']:.4f} over rows",
-            f"a row's own quantile of similarities: ± {k['quantile_std']:.4f}; correlation: {followed}",
+            f"SimThres, mean and deviation over rows: {k['mean']:.4f} ± {k['std']:.4f}",
+            f"deviation of each row's own quantile: {k['quantile_std']:.4f}; correlation of both: {followed}",
         ]
     return "\n".join(lines)

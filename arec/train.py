@@ -108,16 +108,21 @@ def train(config: Config, folder: Path) -> str:
 def _fit_and_rank(trainer: Trainer) -> str:
     config, split, folder = trainer.config, trainer.split, trainer.run
     sequences = split.sequences
-    log.info(
-        "%s: %d users, %d items, %d interactions",
-        sequences.name,
-        sequences.num_users,
-        sequences.num_items,
-        sequences.num_interactions,
-    )
+    sizes = (sequences.num_users, sequences.num_items, sequences.num_interactions)
+    log.info("%s: %d users, %d items, %d interactions", sequences.name, *sizes)
+    if sequences.in_log not in (None, sizes):
+        log.info(
+            "the %d-core left out the others of %d users, %d items, %d interactions",
+            config.k_core,
+            *sequences.in_log,
+        )
     if split.num_train_only:
         log.info("%d users have fewer than 3 items: trained on, not ranked", split.num_train_only)
-    if sequences.tied > 0.01:
+    if (validating := len(trainer.valid_split.eval_users)) < len(split.eval_users):
+        log.info("each epoch ranks for %d of %d users", validating, len(split.eval_users))
+    if sequences.tied == 1:
+        log.warning("all interactions of a user have the same time: is it the right column?")
+    elif sequences.tied > 0.01:
         log.info(
             "%.0f%% of the interactions have the same time as the one before of the same user, and "
             "keep the order of the file; if the file sorts them alike for all users, for example by "

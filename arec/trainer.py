@@ -55,7 +55,10 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # "meta" has tensors, but no values
     except (RuntimeError, AssertionError) as error:
-        raise RunError(f"device: {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if "Expected one of" in reason:  # a list of all that PyTorch was ever built for
+            reason = "expected auto, cpu or cuda"
+        raise RunError(f"device: {name!r} cannot be used here: {reason}") from None
     return device
 
 
@@ -236,10 +239,12 @@ class Trainer:
             what = "weights of the model have become infinite or NaN"
         else:
             return loss
-        kept = f"; {self.run / BEST} still holds the best epoch so far" if self.records else ""
-        raise RunError(
-            f"epoch {epoch}: {what}; try a lower learning_rate or a higher temperature{kept}"
-        )
+        advice = "a lower learning_rate" + " or a higher temperature" * self.config.contrastive
+        if self.records:
+            kept = f"{self.run / BEST} still holds the best epoch so far"
+        else:
+            kept = f"{self.run} holds no epoch: delete it, or name another folder"
+        raise RunError(f"epoch {epoch}: {what}; try {advice}; {kept}")
 
     def _validation(self, epoch: int) -> float:
         protocol = "filtered" if self.config.filter_history else "unfiltered"

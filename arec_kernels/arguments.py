@@ -78,7 +78,8 @@ def check_options(
 ) -> None:
     """The options of `adaptive_info_nce`."""
     if not (_is_finite_number(temperature) and temperature > 0):
-        raise ValueError(f"temperature: expected a finite Python number > 0, got {temperature!r}")
+        got = "a tensor" if isinstance(temperature, Tensor) else repr(temperature)
+        raise ValueError(f"temperature: expected a finite Python number > 0, got {got}")
     if type(positives) is not bool:
         raise ValueError(f"positives: expected True or False, got {positives!r}")
     if not (_is_finite_number(partner_weight) and 0 < partner_weight <= 1):
@@ -161,4 +162,4 @@ def _rows(name: str, value: Tensor, z: Tensor) -> Tensor:
 def _is_finite_number(value: object) -> bool:
     """A tensor is refused: its gradient would be lost without a word."""
     # By comparison, which torch.compile follows for numbers that change from call to call.
-    return isinstance(value, Real) and -math.inf < value < math.inf
+    return isinstance(value, Real) and type(value) is not bool and -math.inf < value < math.inf

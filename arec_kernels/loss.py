@@ -44,8 +44,9 @@ def adaptive_info_nce(
             DistributedDataParallel each process contrasts its own rows; `arec_kernels.distributed`
             has those of all.
         threshold: (2B,), (B,) (used for both views) or a scalar, any float type, in units of the
-            cosine, before the temperature. A cosine equal to the threshold is a negative.
-        temperature: finite, > 0; the logits are cosine / temperature (the paper has none).
+            cosine, before the temperature: from 1 up no pair is above it, below -1 every one. A cosine
+            equal to the threshold is a negative. It gets a gradient only with `threshold_grad`.
+        temperature: a Python number, finite, > 0; the logits are cosine / temperature (the paper has none).
         groups: (2B,) or (B,) integers. Rows of one group >= 0 (say, with the same target item) are
             known not to be negatives of each other and are no candidates, so no positives either
             (this is not supervised contrast); partners stay partners.
@@ -65,7 +66,8 @@ def adaptive_info_nce(
             regulariser holds them (Appendix A). Without it, DistributedDataParallel wants
             `find_unused_parameters` where only this loss would reach the parameters that thresholds
             come from.
-        histogram_bins: also return counts, from the same pass.
+        histogram_bins: also return counts of the candidates' cosines, from the same pass: those of
+            `similarity_histogram`.
         reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
         backend: None (the fastest one known for these tensors), "reference", "cpp", "triton" (on CPU
             tensors under TRITON_INTERPRET=1) or "cuda".

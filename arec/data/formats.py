@@ -66,11 +66,16 @@ _DELIMITED = {
     "ratings_[A-Z]*.csv": _Delimited(",", Columns(), ("user", "item", "rating", "timestamp")),
 }
 
-_TIME = "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00; one kind in all rows)"
-# Date, hours and minutes, seconds, hours and minutes of the offset; only the date has to be there.
-_ISO_8601 = (
-    r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d(?:\.\d+)?)?(?:Z|([+-]\d\d):?(\d\d)?)?)?$"
+_TIME = (
+    "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00; one kind in all rows, with a time "
+    "zone in all or in none)"
 )
+# Date, hours and minutes, seconds, hours of the offset or Z, its minutes; only the date has to be there.
+_ISO_8601 = (
+    r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d(?:\.\d+)?)?(?:(Z|[+-]\d\d):?(\d\d)?)?)?$"
+)
+
+_NOT_UTF_8 = "not UTF-8 text; save it as UTF-8"
 
 _ARCHIVE_MEMBERS = (
     "ml-1m/ratings.dat",
@@ -145,7 +150,15 @@ def _read_sequences(where: str, data: bytes) -> pl.DataFrame:
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
-        raise DataError(f"{where}: not UTF-8 text") from None
+        raise DataError(f"{where}: {_NOT_UTF_8}") from None
+    first = [line for line in islice(lines, 20) if line.strip()]
+    for separator in ",;":
+        columns = {line.count(separator) for line in first}
+        if len(first) > 1 and len(columns) == 1 and min(columns) > 0:
+            raise DataError(
+                f"{where}: expected 'user item item …' separated by blanks, as in every .txt, found columns "
+                f"separated by {separator!r}; columns are for a .csv file, with commas"
+            )
     words = pl.col("words")
     frame = (
         pl.DataFrame({"words": lines})
@@ -168,12 +181,20 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
             found = "a blank line" if data.strip() else "an empty file"
             raise DataError(f"{where}: expected a header line, found {found}")
         if "\ufffd" in "".join(fields):
-            raise DataError(f"{where}: not UTF-8 text")
+            raise DataError(f"{where}: {_NOT_UTF_8}")
+        other = next((mark for mark in ",;\t|" if len(fields) == 1 and mark in fields[0]), None)
+        if other:
+            raise DataError(
+                f"{where}: expected columns separated by {dialect.separator!r}, found {other!r} in the header"
+            )
+        fields = [field.strip() for field in fields]
         columns = _chosen_columns(where, dialect.columns, fields)
     else:
         fields, columns = list(dialect.fields), dialect.columns
 
     def complain(line: int, values: list[str]) -> DataError:
+        if any("\n" in value for value in values):
+            return DataError(f"{where}, line {line}: a quote that is not closed on its line")
         expected = dialect.separator.join(fields)
         got = dialect.separator.join(values)
         return DataError(f"{where}, line {line}: expected {expected!r}, got {got[:80]!r}")
@@ -195,6 +216,8 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
         for line, values in _records(data, dialect):
             if values and len(values) != len(fields):
                 raise complain(line, values) from None
+        if "utf-8" in str(error).lower():
+            raise DataError(f"{where}: {_NOT_UTF_8}") from None
         raise DataError(f"{where}: cannot be parsed ({_summary(error)})") from None
 
     def column(name: str) -> pl.Series:
@@ -321,16 +344,20 @@ def _as_number(time: pl.Series) -> pl.Series:
 
 
 def _dates(text: pl.Series) -> pl.Series:
-    """Microseconds of ISO 8601 dates, UTC unless they say otherwise; null for any other text.
+    """Microseconds of ISO 8601 dates, UTC unless they say otherwise; null for any other text, and for
+    those without a time zone where others have one.
 
     Other orders of day and month are not guessed: 02/03 is either.
     """
     date, minutes, seconds, hour_offset, minute_offset = (
         text.str.extract_groups(_ISO_8601).struct.unnest().get_columns()
     )
+    zoned = hour_offset.is_not_null()
+    if zoned.any():
+        date = date.set(~zoned, None)
     complete = (
         date + "T" + minutes.fill_null("00:00") + seconds.fill_null(":00")
-        + hour_offset.fill_null("+00") + minute_offset.fill_null("00")
+        + hour_offset.fill_null("+00").replace("Z", "+00") + minute_offset.fill_null("00")
     )  # fmt: skip
     moments = complete.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", strict=False)
     return moments.to_physical()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from arec.data import builtin
@@ -95,8 +96,11 @@ def load(
     source = _SOURCES.get(dataset)
     path = Path(dataset) if source is None else _locate(dataset, source, data_dir)
     if source is None and not path.exists():
-        named = path.name == dataset  # no folder: it may be a misspelt name
-        hint = f", and no data set of that name; there are {', '.join(NAMES)}" if named else ""
+        hint = ""
+        if not path.suffix:  # no file either, so it may be a misspelt name
+            near = get_close_matches(path.name, NAMES, n=1)
+            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
+            hint = f", and no data set of that name; {meant}"
         raise DataError(f"{dataset}: no such file{hint}")
     log = read(path, columns)
     return prepare(dataset if source else path.name, log, k_core)

@@ -87,6 +87,16 @@ def failing(error: Exception) -> Callable[[], None]:
     return main
 
 
+def test_the_package_names_its_programs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "arec"], check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and not done.stdout
+    sources = Path(train.__file__).parent.glob("*.py")
+    programs = {path.stem for path in sources if '__name__ == "__main__"' in path.read_text()}
+    assert set(re.findall(r"python -m arec\.(\w+)", done.stderr)) == programs
+
+
 @pytest.mark.parametrize(
     "error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")]
 )

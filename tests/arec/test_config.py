@@ -55,6 +55,30 @@ def test_files_that_are_no_settings(tmp_path) -> None:
         Config.read_settings(broken)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('norm_first = "yes"', "norm_first: expected true or false, got 'yes'"),
+        ("norm_first = 1", "norm_first: expected true or false, got 1"),
+        ('dropout = "0.3"', "dropout: expected a number, got '0.3'"),
+        ("epochs = true", "epochs: expected a number, got True"),
+        ('threshold_grad = "none"', "threshold_grad: expected a number, got 'none'"),
+        ("views = 1", "views: expected text, got 1"),
+        ("data_dir = 1", "data_dir: expected text, got 1"),
+    ],
+)
+def test_a_file_says_what_is_text_and_what_a_number(tmp_path, line: str, message: str) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(line)
+    with pytest.raises(ConfigError, match=f"mine.toml: {message}"):
+        Config.from_settings({}, file)
+
+
+def test_a_misspelt_recipe() -> None:
+    with pytest.raises(ConfigError, match="; did you mean sasrec-ml-1m[?]$"):
+        Config.read_settings("sasrec-ml1m")
+
+
 def test_a_file_is_none_only_when_it_is_not_given() -> None:
     with pytest.raises(ConfigError, match="expected a TOML file"):
         Config.from_settings({}, "")

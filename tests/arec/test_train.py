@@ -34,7 +34,7 @@ def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch
     assert messages == (folder / "train.log").read_text(), "no progress bar where nobody watches"
     assert "90 users, 20 items" in messages
     assert len(re.findall(r"^epoch +\d  loss", messages, flags=re.MULTILINE)) == 6
-    assert "some users leave only" in table, "of 20 items nobody has 100 left"
+    assert "fewer than 100 items are left" in table, "of 20 items nobody has 100 left"
 
     call(evaluate, monkeypatch, folder)
     assert capsys.readouterr().out == table, "to the last digit"
@@ -96,6 +96,7 @@ def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> No
         (["--config", "{tmp}/missing.toml"], "missing.toml"),
         (["--device", "abacus"], "device: 'abacus'"),
         (["--device", "meta"], "device: 'meta'"),
+        (["--device", "gpu"], "device: 'gpu' cannot be used here: expected auto, cpu or cuda"),
         (["--resume", "{tmp}/nothing"], "nothing: no run there"),
         (["--resume", "{tmp}/file"], "file: no run there"),
         (["--resume", "{tmp}", "--epochs", "3"], "--resume: "),
@@ -217,6 +218,19 @@ def test_repeated_test_items_are_said(tmp_path, monkeypatch, capsys) -> None:
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL,
          "--k-core", 1, "--method", "sasrec")  # fmt: skip
     assert "50% of the test items are in their user's history already" in capsys.readouterr().err
+
+
+def test_what_the_k_core_leaves_out_is_said(tmp_path, monkeypatch, capsys) -> None:
+    log_file = tmp_path / "log.csv"
+    rows = [f"{user},{item},7" for user in range(6) for item in "abcde"] + ["rare,f,7"]
+    log_file.write_text("\n".join(["user,item,timestamp", *rows]))
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1,
+         "--method", "sasrec", "--validation-users", 2, *SMALL)  # fmt: skip
+    said = capsys.readouterr().err
+    assert "log.csv: 6 users, 5 items, 30 interactions\n" in said
+    assert "the 5-core left out the others of 7 users, 6 items, 31 interactions\n" in said
+    assert "each epoch ranks for 2 of 6 users\n" in said
+    assert "all interactions of a user have the same time" in said
 
 
 def test_another_run_s_folder_is_refused_in_python_too(log_file, tmp_path) -> None:

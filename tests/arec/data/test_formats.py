@@ -109,11 +109,20 @@ def times_of(tmp_path, *times: str) -> list[int]:
 
 def test_dates_of_iso_8601(tmp_path):
     day, hour, second = 86_400_000_000, 3_600_000_000, 1_000_000
-    times = ["1970-01-02", "1970-01-02 01:00", "1970-01-02T01:00:01", "1970-01-02T01:00:01.5Z"]
-    noon = ["1970-01-01T12:00:00+00:00", "1970-01-01 14:00+02:00", "1970-01-01T08:30-0330"]
-    assert times_of(tmp_path, *times, *noon) == [
-        day, day + hour, day + hour + second, day + hour + 3 * second // 2, *3 * [12 * hour],
+    times = ["1970-01-02", "1970-01-02 01:00", "1970-01-02T01:00:01", "1970-01-02T01:00:01.5"]
+    assert times_of(tmp_path, *times) == [
+        day, day + hour, day + hour + second, day + hour + 3 * second // 2,
     ]  # fmt: skip
+    noon = ["12:00:00Z", "12:00:00+00:00", "14:00+02:00", "08:30-0330"]
+    assert times_of(tmp_path, *(f"1970-01-01T{time}" for time in noon)) == 4 * [12 * hour]
+
+
+def test_dates_with_a_time_zone_do_not_mix_with_others(tmp_path):
+    """Local times are no UTC: nobody knows their order among those of a known zone."""
+    zoned, local = "2020-01-31T12:00:00+02:00", "2020-01-31T11:30:00"
+    for times, line in [((zoned, local), 3), ((local, zoned), 2)]:
+        with pytest.raises(DataError, match=f"line {line}: .* time zone in all or in none"):
+            times_of(tmp_path, *times)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +144,7 @@ def test_other_dates_are_not_guessed(tmp_path, date):
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [
-        ("user,item,timestamp", 'u,"a,1', "log.csv, line 2: expected 'user,item,timestamp'"),
+        ("user,item,timestamp", 'u,"a,1', "log.csv, line 2: a quote that is not closed"),
         ('user,"item,timestamp', "u,a,1", "expected the columns item, timestamp, user; found 'user'"),
     ],
 )
@@ -188,12 +197,13 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,inf\n", "line 3: expected a number"),
         ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
         ("log.csv", 'user,item,timestamp\n\n"1\n1",2,noon\n', "line 3: expected a number"),
-        ("log.csv", 'user,item,timestamp\n1,2,3\n1,"2,3\n1,2,3\n', "line 3: expected 'user"),
+        ("log.csv", 'user,item,timestamp\n1,2,3\n1,"2,3\n1,2,3\n', "line 3: a quote that is not closed"),
+        ("log.csv", "user;item;timestamp\n1;2;3\n", "separated by ',', found ';' in the header"),
+        ("log.txt", "user,item,timestamp\n1,2,3\n", "separated by blanks, .* found columns"),
         ("log.csv", "user,item,time\n1,2,3\n", "expected the columns item, timestamp, user; found"),
         ("log.csv", "user,item,item,timestamp\n1,2,3,4\n", "expected one column item, found 2"),
         ("log.csv", "userId,movieId,movieId,timestamp\n1,2,3,4\n", "one column movieId, found 2"),
         ("log.csv", "user,item,timestamp\n", "no interactions"),
-        ("log.csv", "user, item,timestamp\n1,2,3\n", "found 'user', ' item', 'timestamp'"),
         ("log.csv", "", "expected a header line, found an empty file"),
         ("log.csv", "\nuser,item,timestamp\n1,2,3\n", "expected a header line, found a blank line"),
         (
@@ -224,6 +234,18 @@ def test_damaged_files(tmp_path, name):
         read(path)
 
 
+def test_blanks_around_names_of_columns(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("user, item , timestamp\nu,a,1\n")
+    assert read(path).rows() == [("u", "a", 1)]
+
+
+def test_commas_in_ids_of_a_sequence_text(tmp_path):
+    path = tmp_path / "log.txt"
+    path.write_text("u,1 a b\nu,2 a\nu3 b\n")
+    assert read(path).rows() == [("u,1", "a"), ("u,1", "b"), ("u,2", "a"), ("u3", "b")]
+
+
 def test_truncated_gzip(tmp_path):
     path = tmp_path / "log.txt.gz"
     path.write_bytes(gzip.compress(b"1 2 3\n" * 1000)[:-12])
@@ -236,7 +258,7 @@ def test_truncated_gzip(tmp_path):
     [
         ("log.txt", "log.txt: not UTF-8 text"),
         ("log.csv", "log.csv, line 5: expected 'timestamp,item,user'"),
-        ("u.data", "u.data: cannot be parsed .*utf-8"),
+        ("u.data", "u.data: not UTF-8 text; save it as UTF-8"),
     ],
 )
 def test_text_in_another_encoding(tmp_path, name, message):
