@@ -4,6 +4,9 @@ A row is scaled by its largest magnitude before it is squared, so that no finite
 underflows; a row with norm below 1e-12 becomes zero. The result is rounded to what the matrix units
 read (bfloat16, float16, TF32) and padded with zeros to whole tiles, so that no other kernel ever
 reads past the end.
+
+The float64 with which the backward pass takes log D is compiled and interpreted so far, and has not run on
+a card; the rest has.
 """
 
 from __future__ import annotations
