@@ -1,15 +1,26 @@
-"""``python -m arec``: the programs, which are modules of their own."""
+"""``python -m arec``: names the programs, which are modules of their own."""
+
+from __future__ import annotations
 
 import sys
 
-PROGRAMS = {
-    "train": "train a method on a data set, and rank",
-    "evaluate": "the test figures of a run again",
-    "recommend": "what users would choose next, as CSV",
-    "report": "the figures of the paper, from the logs of runs",
-    "reproduce": "its tables and figures, with all the runs they need",
-}
+PROGRAMS = """\
+python -m arec.train       train a method on a data set, and rank
+python -m arec.evaluate    the test figures of a run again
+python -m arec.recommend   what users would choose next, as CSV
+python -m arec.report      the figures of the paper, from the logs of runs
+python -m arec.reproduce   its tables and figures, with all the runs they need
+each with --help
+"""
 
-lines = [f"  python -m arec.{name:10}  {what}" for name, what in PROGRAMS.items()]
-print("expected one of, each with --help:", *lines, sep="\n", file=sys.stderr)
-sys.exit(2)
+
+def main() -> None:
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        print(PROGRAMS, end="")
+        return
+    print("python -m arec: error: expected one of", PROGRAMS, sep="\n", end="", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

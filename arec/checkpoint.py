@@ -20,7 +20,7 @@ from arec.config import PLACES, Config
 from arec.data import absolute, load
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
-from arec.errors import DataError, UserError
+from arec.errors import DataNotFoundError, UserError
 from arec.objectives import Objective, build_objective
 from arec.ranking import SAMPLED, draw_candidates
 
@@ -233,8 +233,8 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     state = load_state(run / BEST)
     try:
         split = load_data(config)
-    except DataError as error:
-        raise DataError(f"{error}; {run / CONFIG} says where the data are") from None
+    except DataNotFoundError as error:
+        raise DataNotFoundError(f"{error}; {run / CONFIG} says where the data are") from None
     objective = build_objective(config, split.sequences.num_items)
     restore_model(objective, run / BEST, state, split.sequences)
     return config, split, objective.eval()

@@ -120,8 +120,8 @@ class Config(BaseModel):
     sampled_negatives: int | None = Field(
         None,
         ge=1,
-        description="of the basic loss: against its batch's targets and so many other items, drawn "
-        "anew for each batch; none: against all items, which for 100,000s of them is work for a GPU",
+        description="of the basic loss: a batch's targets and at least so many other items, drawn "
+        "anew for each batch; none: all items, which for 100,000s of them is work for a GPU",
     )
     epochs: int = Field(
         20,
@@ -305,7 +305,7 @@ class Config(BaseModel):
         """Settings in a TOML file, or in the recipe of that name; relative paths start beside it.
 
         Raises:
-            ConfigError: there is no such file or recipe, or it is not TOML.
+            ConfigError: there is no such file or recipe, it is not TOML, or a number is text in it.
         """
         path = RECIPES / f"{source}.toml"
         if not path.is_file():
@@ -319,7 +319,8 @@ class Config(BaseModel):
             near = get_close_matches(str(source), RECIPE_NAMES.split(", "), n=1)
             meant = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(
-                f"{source}: {reason}; expected a TOML file or one of the recipes: {RECIPE_NAMES}{meant}"
+                f"{source}: {reason}; expected a TOML file or one of the recipes: {RECIPE_NAMES}"
+                f"{meant}"
             ) from None
         for name, value in settings.items():
             if name in cls.model_fields and (kind := _wrong_kind(value, cls.model_fields[name])):
@@ -337,11 +338,12 @@ class Config(BaseModel):
 
 
 def _wrong_kind(value: Any, field: FieldInfo) -> str:
-    """What a setting of a TOML file should be, if not of the kind it is, as on a command line it may
-    not tell: text is no number there."""
+    """What a setting is to be instead; empty where its kind is right.
+
+    A command line has only text, so pydantic takes "3" for 3; a TOML file can say what it means.
+    """
     kinds = (field.annotation, *get_args(field.annotation))
     if bool in kinds:
         return "" if isinstance(value, bool) else "true or false"
-    if int in kinds or float in kinds:
-        return "a number" if isinstance(value, (bool, str)) else ""
-    return "" if isinstance(value, str) else "text"
+    numeric = int in kinds or float in kinds
+    return "a number" if numeric and isinstance(value, (bool, str)) else ""

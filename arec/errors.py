@@ -9,3 +9,7 @@ class UserError(Exception):
 
 class DataError(UserError):
     """A data set cannot be found, fetched, read or used."""
+
+
+class DataNotFoundError(DataError):
+    """No file or folder where it should be."""

@@ -49,21 +49,17 @@ def recommend(
     A history that is not in the run::
 
         number = {name: number for number, name in enumerate(sequences.item_ids, start=1)}
-        history = [number[name] for name in ("17", "4", "99")][-objective.encoder.max_length :]
+        history = [number[name] for name in ("17", "4", "99")]
+        seen = history[-objective.encoder.max_length :]
         with torch.no_grad():
-            scores = objective.score(torch.tensor([history]), torch.tensor([len(history)]))[0]
+            scores = objective.score(torch.tensor([seen]), torch.tensor([len(seen)]))[0]
         scores[[0, *history]] = -torch.inf  # padding, and what the user has
         print([sequences.item_ids[item - 1] for item in scores.topk(10).indices])
 
     Yields:
         user, items ``(k,)`` int64 and scores ``(k,)`` float32, best first; k is less than ``top``
         where the user leaves fewer items.
-
-    Raises:
-        ValueError: `top` < 1.
     """
-    if top < 1:
-        raise ValueError(f"top: expected at least 1, got {top}")
     objective.eval()
     device = next(objective.parameters()).device
     users = np.asarray(users)

@@ -22,12 +22,12 @@ def read_run(folder: Path, name: str) -> Run:
         ConfigError: its settings are not valid.
     """
     config = read_config(folder)
-    lines = _lines(folder / LOG) if (folder / LOG).exists() else []
+    finished = (folder / METRICS).is_file()
+    lines = _lines(folder / LOG) if finished or (folder / LOG).exists() else []
     if not lines:
         raise RunError(f"{folder}: no epoch is finished yet")
-    log = [_json(f"{folder / LOG}, line {number}", line) for number, line in enumerate(lines, 1)]
-    finished = (folder / METRICS).is_file()
-    metrics = _json(str(folder / METRICS), "".join(_lines(folder / METRICS))) if finished else None
+    log = [_json(folder / LOG, line, number) for number, line in enumerate(lines, start=1)]
+    metrics = _json(folder / METRICS, "\n".join(_lines(folder / METRICS))) if finished else None
     return Run(name, config, log, metrics)
 
 
@@ -39,11 +39,14 @@ def _lines(path: Path) -> list[str]:
         raise RunError(f"{path}: {reason}") from None
 
 
-def _json(where: str, text: str) -> dict[str, Any]:
+def _json(path: Path, text: str, first_line: int = 1) -> dict[str, Any]:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise RunError(f"{where}: not JSON ({error.msg}, character {error.pos + 1})") from None
+        line = first_line + error.lineno - 1
+        raise RunError(
+            f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})"
+        ) from None
 
 
 def names(folders: Sequence[Path]) -> list[str]:

@@ -62,8 +62,8 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
     fewest = min((sampled > 0).sum(axis=1).min() for sampled in candidates.values())
     if fewest < SAMPLED:
         lines.append(
-            f"for some users fewer than {SAMPLED} items are left to draw, for one only {fewest}; where all "
-            "of them are drawn, the rank is the filtered one"
+            f"for some users fewer than {SAMPLED} items are left to draw, {fewest} at the least; "
+            "where all of them are drawn, the rank is the filtered one"
         )
     if "false_negatives" in metrics:
         found = metrics["false_negatives"]
@@ -76,10 +76,10 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
             "the precision of a random mask is the base rate",
         ]
     if k := metrics.get("simthres"):
-        followed = "none" if k["correlation"] is None else f"{k['correlation']:.2f}"
+        followed = "no correlation" if k["correlation"] is None else f"correlation: {k['correlation']:.2f}"
         lines += [
             "",
             f"SimThres, mean and deviation over rows: {k['mean']:.4f} ± {k['std']:.4f}",
-            f"deviation of each row's own quantile: {k['quantile_std']:.4f}; correlation of both: {followed}",
+            f"deviation of each row's own quantile: {k['quantile_std']:.4f}; {followed}",
         ]
     return "\n".join(lines)

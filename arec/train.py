@@ -112,7 +112,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
     log.info("%s: %d users, %d items, %d interactions", sequences.name, *sizes)
     if sequences.in_log not in (None, sizes):
         log.info(
-            "the %d-core left out the others of %d users, %d items, %d interactions",
+            "before the %d-core: %d users, %d items, %d interactions",
             config.k_core,
             *sequences.in_log,
         )

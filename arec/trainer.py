@@ -51,13 +51,13 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise RunError(f"device: expected auto, cpu or cuda, got {name!r}")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" has tensors, but no values
+        torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        if "Expected one of" in reason:  # a list of all that PyTorch was ever built for
-            reason = "expected auto, cpu or cuda"
         raise RunError(f"device: {name!r} cannot be used here: {reason}") from None
     return device
 
@@ -243,7 +243,7 @@ class Trainer:
         if self.records:
             kept = f"{self.run / BEST} still holds the best epoch so far"
         else:
-            kept = f"{self.run} holds no epoch: delete it, or name another folder"
+            kept = "no epoch is kept, and the next run needs another folder"
         raise RunError(f"epoch {epoch}: {what}; try {advice}; {kept}")
 
     def _validation(self, epoch: int) -> float:

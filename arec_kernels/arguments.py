@@ -78,12 +78,15 @@ def check_options(
 ) -> None:
     """The options of `adaptive_info_nce`."""
     if not (_is_finite_number(temperature) and temperature > 0):
-        got = "a tensor" if isinstance(temperature, Tensor) else repr(temperature)
-        raise ValueError(f"temperature: expected a finite Python number > 0, got {got}")
+        raise ValueError(
+            f"temperature: expected a finite Python number > 0, got {_shown(temperature)}"
+        )
     if type(positives) is not bool:
         raise ValueError(f"positives: expected True or False, got {positives!r}")
     if not (_is_finite_number(partner_weight) and 0 < partner_weight <= 1):
-        raise ValueError(f"partner_weight: expected a number in (0, 1], got {partner_weight!r}")
+        raise ValueError(
+            f"partner_weight: expected a number in (0, 1], got {_shown(partner_weight)}"
+        )
     if denominator not in DENOMINATORS:
         raise ValueError(f"denominator: expected one of {DENOMINATORS}, got {denominator!r}")
     if weighting not in WEIGHTINGS:
@@ -94,7 +97,7 @@ def check_options(
         _is_finite_number(threshold_grad) and threshold_grad > 0
     ):
         raise ValueError(
-            f"threshold_grad: expected None or a finite width > 0, got {threshold_grad!r}"
+            f"threshold_grad: expected None or a finite width > 0, got {_shown(threshold_grad)}"
         )
     if histogram_bins is not None:
         check_bins("histogram_bins", histogram_bins)
@@ -113,7 +116,7 @@ def check_bins(name: str, bins: int) -> None:
 
 def check_quantile(q: float) -> None:
     if not (_is_finite_number(q) and 0 <= q <= 1):
-        raise ValueError(f"q: expected a number in [0, 1], got {q!r}")
+        raise ValueError(f"q: expected a number in [0, 1], got {_shown(q)}")
 
 
 def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
         if not threshold.is_floating_point():
             raise ValueError(f"threshold: expected a float type, got {threshold.dtype}")
         return _rows("threshold", threshold, z).to(dtype)
-    if isinstance(threshold, Real):
+    if isinstance(threshold, Real) and type(threshold) is not bool:
         return torch.full((z.shape[0],), float(threshold), dtype=dtype, device=z.device)
     raise ValueError(f"threshold: expected a number or a tensor, got {type(threshold).__name__}")
 
@@ -157,6 +160,11 @@ def _rows(name: str, value: Tensor, z: Tensor) -> Tensor:
         f"{name}: expected shape ({n},) or ({n // 2},) to fit z {tuple(z.shape)}, "
         f"got {tuple(value.shape)}"
     )
+
+
+def _shown(value: object) -> str:
+    """A tensor has many lines, and may be on a device."""
+    return "a tensor" if isinstance(value, Tensor) else repr(value)
 
 
 def _is_finite_number(value: object) -> bool:

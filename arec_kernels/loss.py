@@ -44,9 +44,11 @@ def adaptive_info_nce(
             DistributedDataParallel each process contrasts its own rows; `arec_kernels.distributed`
             has those of all.
         threshold: (2B,), (B,) (used for both views) or a scalar, any float type, in units of the
-            cosine, before the temperature: from 1 up no pair is above it, below -1 every one. A cosine
-            equal to the threshold is a negative. It gets a gradient only with `threshold_grad`.
-        temperature: a Python number, finite, > 0; the logits are cosine / temperature (the paper has none).
+            cosine, before the temperature: no pair is above `math.inf`, all are above -2 (those of
+            equal rows may round above 1). A cosine equal to the threshold is a negative. It gets a
+            gradient only with `threshold_grad`.
+        temperature: a Python number, finite, > 0; the logits are cosine / temperature (the paper
+            has none).
         groups: (2B,) or (B,) integers. Rows of one group >= 0 (say, with the same target item) are
             known not to be negatives of each other and are no candidates, so no positives either
             (this is not supervised contrast); partners stay partners.

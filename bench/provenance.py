@@ -26,6 +26,12 @@ def machine() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
+def processor() -> str:
+    """The first two words of the model's name and its numbers, fit for a file's: "amd-epyc-25-17"."""
+    name, _, rest = re.sub(r"\((r|tm)\)", "", machine().lower()).partition(" (family ")
+    return "-".join(re.findall("[a-z]+", name)[:2] + re.findall(r"\d+", rest.partition(")")[0]))
+
+
 def commit() -> str:
     """The checked-out commit, marked where the working tree differs.
 

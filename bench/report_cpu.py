@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 import matplotlib
 import torch
 from conftest import total_memory
-from provenance import RESULTS, commit, machine
+from provenance import RESULTS, commit, machine, processor
 from rivals import RIVALS
 
 from arec.checkpoint import write_text
@@ -57,12 +56,6 @@ def run() -> list[dict]:
          **b["extra_info"]}
         for b in benchmarks
     ]
-
-
-def processor() -> str:
-    """The first two words of the model's name and its numbers, fit for a file's: "amd-epyc-25-17"."""
-    name, _, rest = re.sub(r"\((r|tm)\)", "", machine().lower()).partition(" (family ")
-    return "-".join(re.findall("[a-z]+", name)[:2] + re.findall(r"\d+", rest.partition(")")[0]))
 
 
 def megabytes(row: dict) -> str:

@@ -33,7 +33,7 @@ struct RowSums {
 template <class T>
 struct RowLoss {
   T loss;
-  double log_denominator;  // less the partner's logit it must not round to noise: that is a gradient
+  double log_denominator;  // its small excess over the partner's logit is a gradient
 };
 
 // dl_i/ds_ij = denominator e_ij - positive, each where its mask holds, e_ij = exp(s / tau - shift); for

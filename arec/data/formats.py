@@ -20,6 +20,7 @@ import csv
 import gzip
 import io
 import math
+import re
 import textwrap
 import zipfile
 import zlib
@@ -31,7 +32,7 @@ from pathlib import Path
 
 import polars as pl
 
-from arec.errors import DataError
+from arec.errors import DataError, DataNotFoundError
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,16 @@ _DELIMITED = {
 }
 
 _TIME = (
-    "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00; one kind in all rows, with a time "
-    "zone in all or in none)"
+    "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00; one kind in all rows, with a "
+    "time zone in all or in none)"
 )
-# Date, hours and minutes, seconds, hours of the offset or Z, its minutes; only the date has to be there.
+# Date, hours and minutes, seconds, Z, or hours and minutes of the offset; only the date has to be
+# there.
 _ISO_8601 = (
-    r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d(?:\.\d+)?)?(?:(Z|[+-]\d\d):?(\d\d)?)?)?$"
+    r"^(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d(?:\.\d+)?)?(?:(Z)|([+-]\d\d)(?::?(\d\d))?)?)?$"
 )
 
+_HEADERS = ({"user", "item"}, {"user_id", "item_id"}, {"userid", "movieid"})
 _NOT_UTF_8 = "not UTF-8 text; save it as UTF-8"
 
 _ARCHIVE_MEMBERS = (
@@ -138,7 +141,7 @@ def _contents(path: Path) -> tuple[bytes, str]:
                 return file.read(), path.stem
         return path.read_bytes(), path.name
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
+        raise DataNotFoundError(f"{path}: no such file") from None
     # BadGzipFile is an OSError without strerror, so it has to come first.
     except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{path}: damaged ({error}); get the file again") from None
@@ -151,14 +154,11 @@ def _read_sequences(where: str, data: bytes) -> pl.DataFrame:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise DataError(f"{where}: {_NOT_UTF_8}") from None
-    first = [line for line in islice(lines, 20) if line.strip()]
-    for separator in ",;":
-        columns = {line.count(separator) for line in first}
-        if len(first) > 1 and len(columns) == 1 and min(columns) > 0:
-            raise DataError(
-                f"{where}: expected 'user item item …' separated by blanks, as in every .txt, found columns "
-                f"separated by {separator!r}; columns are for a .csv file, with commas"
-            )
+    if _looks_like_columns(lines):
+        raise DataError(
+            f"{where}: expected 'user item item …' on each line, as in every .txt, found columns; "
+            "name it .csv (columns separated by commas) or .tsv (tabs)"
+        )
     words = pl.col("words")
     frame = (
         pl.DataFrame({"words": lines})
@@ -173,6 +173,19 @@ def _read_sequences(where: str, data: bytes) -> pl.DataFrame:
     return frame.select(user=words.list.first(), item=words.list.slice(1)).explode("item")
 
 
+def _looks_like_columns(lines: list[str]) -> bool:
+    """A header with the usual names, or as many commas or semicolons, two or more, on all lines."""
+    first = next(filter(str.strip, lines), "")
+    header = {name.strip("\"'").lower() for name in re.split(r"[,;|\s]+", first)}
+    if any(names <= header for names in _HEADERS):
+        return True
+    return any(
+        first.count(mark) > 1
+        and all(line.count(mark) == first.count(mark) for line in lines if line.strip())
+        for mark in ",;"
+    )
+
+
 def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFrame:
     header = dialect.fields is None
     if header:
@@ -185,19 +198,20 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
         other = next((mark for mark in ",;\t|" if len(fields) == 1 and mark in fields[0]), None)
         if other:
             raise DataError(
-                f"{where}: expected columns separated by {dialect.separator!r}, found {other!r} in the header"
+                f"{where}: expected columns separated by {dialect.separator!r}, found {other!r} in the "
+                "header"
             )
-        fields = [field.strip() for field in fields]
+        if not _named(dialect.columns) <= set(fields):
+            fields = [field.strip() for field in fields]
         columns = _chosen_columns(where, dialect.columns, fields)
     else:
         fields, columns = list(dialect.fields), dialect.columns
 
     def complain(line: int, values: list[str]) -> DataError:
-        if any("\n" in value for value in values):
-            return DataError(f"{where}, line {line}: a quote that is not closed on its line")
         expected = dialect.separator.join(fields)
         got = dialect.separator.join(values)
-        return DataError(f"{where}, line {line}: expected {expected!r}, got {got[:80]!r}")
+        quote = "; perhaps a quote is not closed" if "\n" in got else ""
+        return DataError(f"{where}, line {line}: expected {expected!r}, got {got[:80]!r}{quote}")
 
     try:
         frame = pl.read_csv(
@@ -344,20 +358,20 @@ def _as_number(time: pl.Series) -> pl.Series:
 
 
 def _dates(text: pl.Series) -> pl.Series:
-    """Microseconds of ISO 8601 dates, UTC unless they say otherwise; null for any other text, and for
-    those without a time zone where others have one.
+    """Microseconds of ISO 8601 dates, UTC unless they say otherwise; null for any other text, and
+    for those without a time zone where others have one.
 
     Other orders of day and month are not guessed: 02/03 is either.
     """
-    date, minutes, seconds, hour_offset, minute_offset = (
+    date, minutes, seconds, utc, hour_offset, minute_offset = (
         text.str.extract_groups(_ISO_8601).struct.unnest().get_columns()
     )
-    zoned = hour_offset.is_not_null()
+    zoned = utc.is_not_null() | hour_offset.is_not_null()
     if zoned.any():
         date = date.set(~zoned, None)
     complete = (
         date + "T" + minutes.fill_null("00:00") + seconds.fill_null(":00")
-        + hour_offset.fill_null("+00").replace("Z", "+00") + minute_offset.fill_null("00")
+        + hour_offset.fill_null("+00") + minute_offset.fill_null("00")
     )  # fmt: skip
     moments = complete.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_unit="us", strict=False)
     return moments.to_physical()

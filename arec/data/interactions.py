@@ -27,8 +27,8 @@ class Sequences:
     item_ids: np.ndarray  # (num_items,) str, original id of item i is item_ids[i - 1]
     user_ids: np.ndarray  # (U,) str, original ids
     planted: PlantedTruth | None = None  # what only the built-in data can tell
-    in_log: tuple[int, int, int] | None = None  # users, items, interactions before the k-core
     tied: float = 0.0  # share of interactions at the time of the user's one before, in the log's order
+    in_log: tuple[int, int, int] | None = None  # users, items, interactions before the k-core
 
     def __post_init__(self) -> None:
         if self.items.dtype != np.int32 or self.items.ndim != 1:

@@ -50,8 +50,8 @@ def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
         offsets=np.concatenate([[0], np.cumsum(np.bincount(users))]),
         item_ids=item_ids[item_numbers],
         user_ids=user_ids[user_numbers],
-        in_log=(len(user_ids), len(item_ids), len(log)),
         tied=tied,
+        in_log=(len(user_ids), len(item_ids), len(log)),
     )
 
 

@@ -13,7 +13,7 @@ from arec.data.download import Remote, fetch
 from arec.data.formats import Columns, has_named_columns, read
 from arec.data.interactions import Sequences
 from arec.data.prepare import prepare
-from arec.errors import DataError
+from arec.errors import DataError, DataNotFoundError
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ def load(
         hint = ""
         if not path.suffix:  # no file either, so it may be a misspelt name
             near = get_close_matches(path.name, NAMES, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(NAMES)}"
-            hint = f", and no data set of that name; {meant}"
-        raise DataError(f"{dataset}: no such file{hint}")
+            meant = f"; did you mean {near[0]}?" if near else ""
+            hint = f", and no data set of that name; there are {', '.join(NAMES)}{meant}"
+        raise DataNotFoundError(f"{dataset}: no such file{hint}")
     log = read(path, columns)
     return prepare(dataset if source else path.name, log, k_core)
 
@@ -133,13 +133,13 @@ def _locate(dataset: str, source: _Source, data_dir: Path | None) -> Path:
 
 def _at_hand(dataset: str, source: _Source, folder: Path) -> Path:
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder")
+        raise DataNotFoundError(f"{folder}: no such folder")
     for name in source.files:
         for pattern in (name, f"{name}.gz"):
             found = sorted(folder.glob(pattern))
             if found:
                 return found[-1]
-    raise DataError(
+    raise DataNotFoundError(
         f"{folder}: holds no file of {dataset}; expected one of {', '.join(source.files)}, or any "
         "of them with .gz"
     )

@@ -48,7 +48,7 @@ class LeaveOneOut:
             array.setflags(write=False)
 
     def ranking_at_most(self, count: int | None, seed: int) -> LeaveOneOut:
-        """The same split with at most ``count`` of its `eval_users`, drawn at random; None: with all."""
+        """The same split with at most ``count`` random ones of its `eval_users`; None: with all."""
         if count is None or count >= len(self.eval_users):
             return self
         drawn = np.random.default_rng(seed).choice(self.eval_users, count, replace=False)

@@ -20,7 +20,7 @@ class SASRec(Objective):
 def next_item_loss(
     encoder: Encoder, batch: Batch, sampled_negatives: int | None
 ) -> tuple[Tensor, Tensor]:  # 0-d, (B, d)
-    """Mean cross-entropy of the next item, over all items (or a sample) and all positions with a target.
+    """Mean cross-entropy of the next item, over all items or a sample, at all positions with a target.
 
     Returns:
         The loss, and the hidden states of the anchors, which came with it.

@@ -24,9 +24,10 @@ def item_loss(
 ) -> Tensor:  # 0-d
     """`full_softmax_loss`, or the estimate of it in which drawn items stand for those not drawn.
 
-    Every target of the batch is there, for all positions, and ``sampled_negatives`` of the other items,
-    drawn uniformly without replacement; each of these counts as often as there are others to one
-    drawn. So the sums of exponentials are unbiased, and with all items drawn exact.
+    Every target of the batch is there, for all positions, and at least ``sampled_negatives`` of the
+    other items, drawn uniformly without replacement; each of these counts as often as there are
+    others to one drawn. So the sums of exponentials are unbiased, and their logarithms, the loss,
+    a little low; with all items drawn both are exact.
     """
     if sampled_negatives is None:
         return full_softmax_loss(hidden, item_table, targets)
@@ -34,15 +35,13 @@ def item_loss(
     is_other = torch.ones(len(item_table), dtype=torch.bool, device=targets.device)
     is_other[0] = is_other[known] = False
     others = is_other.nonzero().squeeze(1)
-    drawn = others[torch.randperm(len(others), device=others.device)[:sampled_negatives]]
-    # How many items a row stands for is, as a logarithm, an item's product with a component of the
-    # states that is always 1.
-    counts = item_table.new_ones(len(known) + len(drawn), 1)
-    counts[len(known) :] = len(others) / max(len(drawn), 1)
-    rows = torch.cat([item_table[torch.cat([known, drawn])], counts.log()], dim=1)
-    return full_softmax_loss(
-        F.pad(hidden, (0, 1), value=1), F.pad(rows, (0, 0, 1, 0)), labels + 1
-    )
+    filling = -(len(known) + sampled_negatives) % _STEP  # to few different sizes of the products
+    order = torch.randperm(len(others), device=others.device)
+    drawn = others[order[: sampled_negatives + filling]]
+    rows = F.pad(item_table[torch.cat([known, drawn])], (0, 0, 1, 0))
+    stand_for = rows.new_ones(len(rows) - 1, dtype=torch.float32)
+    stand_for[len(known) :] = len(others) / max(len(drawn), 1)
+    return _FullSoftmax.apply(hidden, rows, labels + 1, stand_for.log())
 
 
 def full_softmax_loss(
@@ -57,12 +56,18 @@ def full_softmax_loss(
     catalogues of millions of items fit. Under autocast the products are in its type, the softmax
     and the sums in float32. No second derivative.
     """
-    return _FullSoftmax.apply(hidden, item_table, targets)
+    return _FullSoftmax.apply(hidden, item_table, targets, None)
 
 
 class _FullSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, item_table: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx,
+        hidden: Tensor,
+        item_table: Tensor,
+        targets: Tensor,
+        log_counts: Tensor | None,  # (V,), how many items each stands for
+    ) -> Tensor:
         device = hidden.device.type
         product_dtype = (
             torch.get_autocast_dtype(device)
@@ -94,6 +99,8 @@ class _FullSoftmax(torch.autograd.Function):
                 *(whole.split(block) for whole in (products, chunk_labels, chunk_losses, totals))
             ):
                 logits = logit_buffer[: len(part)].copy_(part)
+                if log_counts is not None:
+                    logits += log_counts
                 target_logits = logits.gather(1, part_labels)
                 top = logits.amax(dim=1, keepdim=True)
                 part.copy_(logits.sub_(top).exp_())
@@ -112,7 +119,7 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden, grad_table = ctx.saved_tensors
         scale = grad / ctx.count
-        return grad_hidden * scale, grad_table * scale, None
+        return grad_hidden * scale, grad_table * scale, None, None

@@ -94,6 +94,7 @@ def test_the_package_names_its_programs() -> None:
     assert done.returncode == 2 and not done.stdout
     sources = Path(train.__file__).parent.glob("*.py")
     programs = {path.stem for path in sources if '__name__ == "__main__"' in path.read_text()}
+    programs.remove("__main__")
     assert set(re.findall(r"python -m arec\.(\w+)", done.stderr)) == programs
 
 

@@ -76,7 +76,7 @@ def test_a_run_is_evaluated_from_any_folder_and_shell(
 def test_the_legend_says_when_there_are_too_few_items_to_draw(fewest: int, said: bool) -> None:
     candidates = np.arange(1, 101) * (np.arange(100) < [[100], [fewest]])
     table = format_results({}, {"random-100": candidates})
-    assert (f"for one only {fewest}" in table) is said
+    assert (f"{fewest} at the least" in table) is said
 
 
 def test_a_checkpoint_of_other_settings_is_one_clear_error(

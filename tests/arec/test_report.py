@@ -215,10 +215,14 @@ def test_legends_have_the_names_of_runs_and_what_is_compared() -> None:
     [
         (lambda folder: folder / "nothing", "nothing: no run there"),
         (lambda folder: (folder / "config.toml").unlink(), "bad: no run there"),
-        (lambda folder: (folder / "log.jsonl").unlink(), "bad: no epoch is finished yet"),
+        (lambda folder: (folder / "log.jsonl").unlink(), "log.jsonl: No such file"),
+        (
+            lambda folder: [(folder / name).unlink() for name in ("log.jsonl", "metrics.json")],
+            "bad: no epoch is finished yet",
+        ),
         (lambda folder: (folder / "log.jsonl").write_text(""), "no epoch is finished yet"),
-        (lambda folder: (folder / "log.jsonl").write_text("{"), "log.jsonl, line 1: not JSON"),
-        (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json: not JSON"),
+        (lambda folder: (folder / "log.jsonl").write_text("{"), "log.jsonl, line 1, column 2: not JSON"),
+        (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json, line 1, column 2: not JSON"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -40,6 +40,8 @@ Z = make_rows(8, 3)
         ({"temperature": torch.tensor(1.0)}, "temperature: .* got a tensor"),
         ({"temperature": True}, "temperature"),
         ({"threshold_grad": True}, "threshold_grad"),
+        ({"threshold_grad": torch.ones(2)}, "threshold_grad: .* got a tensor"),
+        ({"threshold": True}, "threshold: expected a number or a tensor, got bool"),
         ({"groups": [1] * 8}, "groups: expected an integer tensor, got list"),
         ({"groups": torch.zeros(8)}, "groups: expected an integer tensor, got torch.float32"),
         ({"groups": torch.zeros(7, dtype=torch.int64)}, r"groups: expected shape \(8,\) or \(4,\)"),

@@ -142,7 +142,7 @@ def test_many_additions_lose_no_more_than_one(temperature: float, cosine: float)
     torch.testing.assert_close(positives.double(), expected, rtol=1.2e-7, atol=0)
     inside = candidate | torch.eye(n, dtype=torch.bool, device=DEVICE).roll(n // 2, 1)
     expected = torch.where(inside, s / temperature, -math.inf).logsumexp(dim=1)
-    torch.testing.assert_close(log_denominator.double(), expected, rtol=1.2e-7, atol=0)
+    torch.testing.assert_close(log_denominator, expected, rtol=1.2e-7, atol=0)
 
 
 def test_tf32(tf32: None) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zipfile
 from datetime import datetime
 
@@ -127,10 +128,11 @@ def test_dates_with_a_time_zone_do_not_mix_with_others(tmp_path):
 
 @pytest.mark.parametrize(
     "date",
-    ["02/03/2020", "31.12.2020", "2020/01/31", "2020-1-31", "2020-13-01", "31-12-2020", "noon"],
+    ["02/03/2020", "31.12.2020", "2020/01/31", "2020-1-31", "2020-13-01", "31-12-2020", "noon"]
+    + ["2020-01-01T12:00Z30", "2020-01-01T12:00Z:", "2020-01-01T12:00+02:"],
 )
 def test_other_dates_are_not_guessed(tmp_path, date):
-    message = f"line 3: expected a number or an ISO 8601 date .* as timestamp, got '{date}'"
+    message = f"line 3: expected a number or an ISO 8601 date .* as timestamp, got '{re.escape(date)}'"
     with pytest.raises(DataError, match=message):
         times_of(tmp_path, "2020-01-01", date)
     with pytest.raises(DataError, match=message.replace("line 3", "line 2")):
@@ -144,7 +146,7 @@ def test_other_dates_are_not_guessed(tmp_path, date):
 @pytest.mark.parametrize(
     ("header", "row", "message"),
     [
-        ("user,item,timestamp", 'u,"a,1', "log.csv, line 2: a quote that is not closed"),
+        ("user,item,timestamp", 'u,"a,1', "line 2: expected .*; perhaps a quote"),
         ('user,"item,timestamp', "u,a,1", "expected the columns item, timestamp, user; found 'user'"),
     ],
 )
@@ -197,9 +199,11 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,inf\n", "line 3: expected a number"),
         ("log.csv", 'user,item,timestamp\n"1\n1",2,3\n1,2\n', "line 4: expected"),
         ("log.csv", 'user,item,timestamp\n\n"1\n1",2,noon\n', "line 3: expected a number"),
-        ("log.csv", 'user,item,timestamp\n1,2,3\n1,"2,3\n1,2,3\n', "line 3: a quote that is not closed"),
+        ("log.csv", 'user,item,timestamp\n1,2,3\n1,"2,3\n1,2,3\n', "line 3: expected .*; perhaps a quote"),
         ("log.csv", "user;item;timestamp\n1;2;3\n", "separated by ',', found ';' in the header"),
-        ("log.txt", "user,item,timestamp\n1,2,3\n", "separated by blanks, .* found columns"),
+        ("log.txt", "user,item,timestamp\n1,2,3\n", "found columns; name it .csv"),
+        ("log.txt", "user\titem\ttimestamp\n1\t2\t3\n", "found columns; name it .csv"),
+        ("log.txt", "Kunde Nr,sku,day\n1 2,a b,3\n1 3,a,3\n", "found columns; name it .csv"),
         ("log.csv", "user,item,time\n1,2,3\n", "expected the columns item, timestamp, user; found"),
         ("log.csv", "user,item,item,timestamp\n1,2,3,4\n", "expected one column item, found 2"),
         ("log.csv", "userId,movieId,movieId,timestamp\n1,2,3,4\n", "one column movieId, found 2"),
@@ -242,8 +246,8 @@ def test_blanks_around_names_of_columns(tmp_path):
 
 def test_commas_in_ids_of_a_sequence_text(tmp_path):
     path = tmp_path / "log.txt"
-    path.write_text("u,1 a b\nu,2 a\nu3 b\n")
-    assert read(path).rows() == [("u,1", "a"), ("u,1", "b"), ("u,2", "a"), ("u3", "b")]
+    path.write_text("u,1 a b\nu,2 a\n")
+    assert read(path).rows() == [("u,1", "a"), ("u,1", "b"), ("u,2", "a")]
 
 
 def test_truncated_gzip(tmp_path):

@@ -173,9 +173,9 @@ def test_columns_are_for_own_files_that_have_some(dataset, column):
 
 
 def test_unknown_name():
-    with pytest.raises(DataError, match="ml-20m: no such file, and no data set of that name"):
+    with pytest.raises(DataError, match="ml-20m: no such file, and no data set of that name; there are"):
         load("/some/folder/ml-20m")  # as programs say it, which make paths whole
-    with pytest.raises(DataError, match="did you mean beauty[?]$"):
+    with pytest.raises(DataError, match="there are builtin, .*; did you mean beauty[?]$"):
         load("beuaty")
     with pytest.raises(DataError, match="^folder/ml-20m.csv: no such file$"):
         load("folder/ml-20m.csv")

@@ -97,7 +97,13 @@ def test_every_item_is_a_target() -> None:
     torch.testing.assert_close(sampled, softmax.item_loss(states, table, targets, None))
 
 
-def test_sampled_sums_of_exponentials_are_unbiased() -> None:
+@pytest.fixture
+def few(monkeypatch) -> None:
+    """No more items than asked for."""
+    monkeypatch.setattr(softmax, "_STEP", 1)
+
+
+def test_sampled_sums_of_exponentials_are_unbiased(few) -> None:
     torch.manual_seed(0)
     hidden, table = torch.randn(1, 4), torch.randn(41, 4)
     target = torch.tensor([5])
@@ -111,7 +117,28 @@ def test_sampled_sums_of_exponentials_are_unbiased() -> None:
     assert abs(sum(totals) / len(totals) - total(None)) < 4 * deviation
 
 
-def test_only_drawn_items_and_targets_learn() -> None:
+def test_what_drawn_items_stand_for_is_not_rounded(few) -> None:
+    hidden, table, targets = torch.zeros(1, 4), torch.zeros(2001, 4), torch.tensor([5])
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = softmax.item_loss(hidden, table, targets, 3)
+    assert loss.item() == pytest.approx(math.log(2000), rel=1e-6)
+
+
+def test_the_products_have_few_different_sizes(monkeypatch) -> None:
+    sizes = []
+
+    def counted(hidden, table, targets, log_counts):
+        sizes.append(len(table) - 1)
+        return hidden.sum()
+
+    monkeypatch.setattr(softmax._FullSoftmax, "apply", counted)
+    hidden, table = torch.randn(3, 4), torch.randn(1001, 4)
+    for targets in ([1, 2, 3], [1, 1, 1]):
+        softmax.item_loss(hidden, table, torch.tensor(targets), 70)
+    assert sizes == [128, 128]
+
+
+def test_only_drawn_items_and_targets_learn(few) -> None:
     torch.manual_seed(0)
     hidden, table = torch.randn(3, 4), torch.randn(41, 4, requires_grad=True)
     targets = torch.tensor([5, 9, 5])
