@@ -18,7 +18,8 @@ def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
     cases = {"no run there": lambda: (folder / "config.toml").unlink()}
     cases["no such file"] = lambda: (folder / "checkpoint.pt").unlink()
-    cases["not a readable checkpoint"] = lambda: (folder / "checkpoint.pt").write_bytes(b"PK")
+    cases["the run has to be trained again"] = lambda: (folder / "checkpoint.pt").write_bytes(b"PK")
+    cases["config.toml says where the data are"] = lambda: log_file.unlink()
     with gzip.open(log_file, "at") as file:
         print("user90 film1 film2 film3 film4 film5", file=file)
     for message, breaks in [("other data", lambda: None), *reversed(cases.items())]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
 
 import pytest
 from programs import SMALL, call
 
 from arec import recommend, train
+
+
+def test_the_usage_names_all_options(monkeypatch, capsys) -> None:
+    with pytest.raises(SystemExit):
+        call(recommend, monkeypatch, "--help")
+    usage, _, options = capsys.readouterr().out.partition("\n\n")
+    named = set(re.findall(r"--\w+", options)) - {"--help"}
+    assert named and named <= set(re.findall(r"--\w+", usage))
 
 
 def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, capsys) -> None:

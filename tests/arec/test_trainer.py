@@ -121,6 +121,23 @@ def test_adaptiverec_trains_through_the_op_and_nothing_else(
     assert not [path.name for path in sources if "logsumexp" in path.read_text()]
 
 
+def test_a_broken_last_checkpoint_names_the_way_out(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    table = capsys.readouterr().out
+    (folder / "metrics.json").unlink()
+    (folder / "last.pt").write_bytes(b"PK")
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--resume", folder)
+    assert exit.value.code == 2
+    assert "delete it, and --resume trains from the beginning" in capsys.readouterr().err
+    (folder / "last.pt").unlink()
+    call(train, monkeypatch, "--resume", folder)
+    assert capsys.readouterr().out == table
+
+
 def test_few_users_validate_and_all_are_tested(log_file, tmp_path, monkeypatch) -> None:
     ranked = []
 
@@ -186,6 +203,8 @@ def test_a_broken_model_writes_no_checkpoint(
     error = capsys.readouterr().err
     assert f"epoch {broken}: {message}" in error
     assert ("still holds the best epoch" in error) is (broken > 1)
+    assert ("the next run needs another folder" in error) is (broken == 1)
+    assert "a lower learning_rate or a higher temperature" in error
     kept = sorted(path.name for path in folder.glob("*.pt"))
     on_the_way = what == "weights" and seconds == 0  # batches before the broken one
     expected = ["checkpoint.pt"] * (broken > 1) + ["last.pt"] * (broken > 1 or on_the_way)
