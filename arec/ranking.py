@@ -26,6 +26,15 @@ CUTOFFS = (5, 10, 20, 50)
 SAMPLED = 100
 _TRIES = 2 * SAMPLED
 _COLUMNS = 8192  # compared with the target at once
+_USERS = 64
+# On a CPU fewer where there are many items: 16 MB of scores stay in its cache, and in memory that the
+# allocator keeps. From 32 MB on it maps each anew, which takes longer than to compute them.
+_SCORES = 1 << 22
+
+
+def users_at_once(num_items: int, device: str = "cpu") -> int:
+    """Whose scores of all items are ranked together."""
+    return max(1, min(_USERS, _SCORES // num_items)) if device == "cpu" else _USERS
 
 
 def target_ranks(
@@ -228,15 +237,15 @@ def evaluate_scores(
     return metrics
 
 
-def popularity_scores(split: LeaveOneOut, batch_size: int = 256) -> Iterator[ScoreBatch]:
+def popularity_scores(split: LeaveOneOut) -> Iterator[ScoreBatch]:
     """The popularity baseline: every user gets the counts of the items in the training part."""
     counts = torch.from_numpy(split.train_counts()).to(torch.float64)
-    for rows in _slices(len(split.eval_users), batch_size):
+    for rows in _slices(len(split.eval_users), users_at_once(split.sequences.num_items)):
         users = split.eval_users[rows]
         yield users, counts.expand(len(users), -1)
 
 
-def upper_bound_scores(split: LeaveOneOut, stage: Stage, batch_size: int = 256) -> Iterator[ScoreBatch]:
+def upper_bound_scores(split: LeaveOneOut, stage: Stage) -> Iterator[ScoreBatch]:
     """The upper bound of the built-in data, see `PlantedTruth.next_item_probabilities`.
 
     Raises:
@@ -246,7 +255,7 @@ def upper_bound_scores(split: LeaveOneOut, stage: Stage, batch_size: int = 256) 
     if planted is None:
         raise ValueError(f"split: expected the built-in data, got {split.sequences.name}")
     lengths = split.history_lengths(stage)
-    for rows in _slices(len(split.eval_users), batch_size):
+    for rows in _slices(len(split.eval_users), users_at_once(split.sequences.num_items)):
         users = split.eval_users[rows]
         scores = planted.next_item_probabilities(split.sequences, users, lengths[rows])
         yield users, torch.from_numpy(scores)

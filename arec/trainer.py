@@ -32,11 +32,10 @@ from arec.data.batches import TrainingBatches, history_batches
 from arec.data.split import LeaveOneOut, Stage
 from arec.detection import false_negative_detection
 from arec.objectives import AdaptiveRec, Objective, build_objective
-from arec.ranking import Candidates, ScoreBatch, evaluate_scores
+from arec.ranking import Candidates, ScoreBatch, evaluate_scores, users_at_once
 
 log = logging.getLogger("arec")
 
-_EVAL_BATCH = 64  # whose scores of all items stay in a CPU's cache
 # Uniformity is a mean over half a million pairs of them.
 _ALIGNMENT_ROWS = 1024
 # What an interruption may cost, where an epoch takes longer.
@@ -81,8 +80,9 @@ def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Ite
     """Users and their scores of all items, batch by batch, each user once."""
     objective.eval()
     device = next(objective.parameters()).device
+    size = users_at_once(split.sequences.num_items, device.type)
     for users, inputs, lengths in history_batches(
-        split, stage, batch_size=_EVAL_BATCH, max_length=objective.encoder.max_length
+        split, stage, batch_size=size, max_length=objective.encoder.max_length
     ):
         yield users, objective.score(inputs.to(device), lengths.to(device))
 

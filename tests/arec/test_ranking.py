@@ -22,6 +22,7 @@ from arec.ranking import (
     target_ranks,
     top_items,
     upper_bound_scores,
+    users_at_once,
 )
 
 # Few distinct values, so that ties and NaN are the rule.
@@ -220,8 +221,17 @@ def test_users_must_come_once_each(split):
             rank_targets(split, "test", [batch(0, stranger)])
 
 
-def test_popularity_ranks_by_training_counts(split):
-    (users, scores), *rest = popularity_scores(split, batch_size=3)
+@pytest.mark.parametrize(
+    ("num_items", "cpu"), [(20, 64), (1 << 16, 64), (200_000, 20), (1 << 22, 1), (1 << 24, 1)]
+)
+def test_many_items_are_scored_for_few_users_at_once(num_items, cpu):
+    assert users_at_once(num_items) == cpu
+    assert users_at_once(num_items, "cuda") == 64
+
+
+def test_popularity_ranks_by_training_counts(split, monkeypatch):
+    monkeypatch.setattr(ranking, "_USERS", 3)
+    (users, scores), *rest = popularity_scores(split)
     assert users.tolist() == [0, 2, 3]
     assert len(rest) == 1
     assert torch.equal(scores[1], torch.from_numpy(split.train_counts()).double())
