@@ -15,10 +15,8 @@ from arec.cli import Parser, run
 from arec.data.batches import gather_windows
 from arec.data.interactions import Sequences
 from arec.objectives import Objective
-from arec.ranking import top_items
+from arec.ranking import top_items, users_at_once
 from arec.trainer import pick_device
-
-_BATCH = 256
 
 
 @torch.no_grad()
@@ -63,8 +61,9 @@ def recommend(
     objective.eval()
     device = next(objective.parameters()).device
     users = np.asarray(users)
-    for start in range(0, len(users), _BATCH):
-        batch = users[start : start + _BATCH]
+    size = users_at_once(sequences.num_items, device.type)
+    for start in range(0, len(users), size):
+        batch = users[start : start + size]
         lengths = sequences.lengths[batch]
         history = gather_windows(sequences.items, sequences.offsets[batch + 1], lengths)
         seen = np.minimum(lengths, objective.encoder.max_length)
