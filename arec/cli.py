@@ -10,11 +10,10 @@ import sys
 import textwrap
 import typing
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from arec.config import Config
-from arec.errors import UserError
+from arec.errors import UserError, did_you_mean
 
 _NONE = "none"
 # PyTorch has an exception of its own for a GPU without memory only.
@@ -47,8 +46,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"^unrecognized arguments: (--[\w-]+)", message)
         options = (option for action in self._actions for option in action.option_strings)
-        near = get_close_matches(unknown[1], options, n=1) if unknown else ()
-        hint = f"; did you mean {near[0]}?" if near else " (see --help)"
+        hint = did_you_mean(unknown[1] if unknown else "", options, " (see --help)")
         self.exit(2, f"{self.prog}: error: {message}{hint}\n")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from arec.data import NAMES
-from arec.errors import UserError
+from arec.errors import UserError, did_you_mean
 
 RECIPES = Path(__file__).parent / "recipes"
 RECIPE_NAMES = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
@@ -294,9 +293,10 @@ class Config(BaseModel):
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            near = get_close_matches(name.replace("-", "_"), cls.model_fields, n=1)
-            hint = f"did you mean {near[0]}?" if near else "see --help for all of them"
-            return f"{name}: no such setting; {hint}"
+            hint = did_you_mean(
+                name.replace("-", "_"), cls.model_fields, "; see --help for all of them"
+            )
+            return f"{name}: no such setting{hint}"
         message = first["msg"].removeprefix("Value error, ")
         return f"{name}: {message}, got {first['input']!r}" if name else message
 
@@ -316,8 +316,7 @@ class Config(BaseModel):
             raise ConfigError(f"{path}: not valid TOML: {error}") from None
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
-            near = get_close_matches(str(source), RECIPE_NAMES.split(", "), n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
+            meant = did_you_mean(str(source), RECIPE_NAMES.split(", "))
             raise ConfigError(
                 f"{source}: {reason}; expected a TOML file or one of the recipes: {RECIPE_NAMES}"
                 f"{meant}"

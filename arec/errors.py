@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """Something outside the program is wrong; the message says what, where and what to do."""
@@ -13,3 +16,9 @@ class DataError(UserError):
 
 class DataNotFoundError(DataError):
     """No file or folder where it should be."""
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """The end of a message about an unknown word: the nearest known one, if there is one near."""
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else otherwise

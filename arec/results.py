@@ -76,7 +76,8 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
             "the precision of a random mask is the base rate",
         ]
     if k := metrics.get("simthres"):
-        followed = "no correlation" if k["correlation"] is None else f"correlation: {k['correlation']:.2f}"
+        correlation = k["correlation"]
+        followed = "no correlation" if correlation is None else f"correlation: {correlation:.2f}"
         lines += [
             "",
             f"SimThres, mean and deviation over rows: {k['mean']:.4f} ± {k['std']:.4f}",

@@ -12,7 +12,7 @@ import itertools
 import json
 
 import torch
-from provenance import RESULTS, commit, machine, processor
+from provenance import RESULTS, card_name, commit, machine, processor
 
 from arec.tables import markdown_table
 from arec_kernels import adaptive_info_nce
@@ -68,7 +68,7 @@ def main() -> None:
         + [f"{found[backend][which]:.0e}" for which in (0, 1) for backend in backends]
         for (noise, temperature), found in cases.items()
     ]
-    short = processor() if device == "cpu" else where.lower().replace(" ", "-")
+    short = processor() if device == "cpu" else card_name(where)
     path = RESULTS / f"accuracy-{short}.json"
     result = {
         "machine": where, "torch": torch.__version__, "commit": commit(),

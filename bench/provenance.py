@@ -32,6 +32,11 @@ def processor() -> str:
     return "-".join(re.findall("[a-z]+", name)[:2] + re.findall(r"\d+", rest.partition(")")[0]))
 
 
+def card_name(name: str) -> str:
+    """A card's name, fit for a file's: "nvidia-h100-80gb-hbm3"."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+
 def commit() -> str:
     """The checked-out commit, marked where the working tree differs.
 

@@ -25,7 +25,7 @@ from pathlib import Path
 import pytest
 import report_gpu
 import torch
-from provenance import RESULTS, commit
+from provenance import RESULTS, card_name, commit
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -205,7 +205,7 @@ class Report:
 def report() -> Iterator[Report]:
     """What is collected; table and plot are made when the session ends."""
     card = torch.cuda.get_device_name()
-    name = "gpu-" + "".join(c if c.isalnum() else "-" for c in card.lower())
+    name = f"gpu-{card_name(card)}"
     path = RESULTS / f"{name}.json"
     collected = {
         "card": card,

@@ -179,11 +179,11 @@ def _looks_like_columns(lines: list[str]) -> bool:
     header = {name.strip("\"'").lower() for name in re.split(r"[,;|\s]+", first)}
     if any(names <= header for names in _HEADERS):
         return True
-    return any(
-        first.count(mark) > 1
-        and all(line.count(mark) == first.count(mark) for line in lines if line.strip())
-        for mark in ",;"
-    )
+    for mark in ",;":
+        count = first.count(mark)
+        if count > 1 and all(line.count(mark) == count for line in lines if line.strip()):
+            return True
+    return False
 
 
 def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFrame:

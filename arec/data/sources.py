@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from arec.data import builtin
@@ -13,7 +12,7 @@ from arec.data.download import Remote, fetch
 from arec.data.formats import Columns, has_named_columns, read
 from arec.data.interactions import Sequences
 from arec.data.prepare import prepare
-from arec.errors import DataError, DataNotFoundError
+from arec.errors import DataError, DataNotFoundError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,8 @@ def load(
     if source is None and not path.exists():
         hint = ""
         if not path.suffix:  # no file either, so it may be a misspelt name
-            near = get_close_matches(path.name, NAMES, n=1)
-            meant = f"; did you mean {near[0]}?" if near else ""
-            hint = f", and no data set of that name; there are {', '.join(NAMES)}{meant}"
+            hint = f", and no data set of that name; there are {', '.join(NAMES)}"
+            hint += did_you_mean(path.name, NAMES)
         raise DataNotFoundError(f"{dataset}: no such file{hint}")
     log = read(path, columns)
     return prepare(dataset if source else path.name, log, k_core)

@@ -5,8 +5,8 @@ underflows; a row with norm below 1e-12 becomes zero. The result is rounded to w
 read (bfloat16, float16, TF32) and padded with zeros to whole tiles, so that no other kernel ever
 reads past the end.
 
-The float64 with which the backward pass takes log D is compiled and interpreted so far, and has not run on
-a card; the rest has.
+The float64 with which the backward pass takes log D is compiled and interpreted so far, and has not
+run on a card; the rest has.
 """
 
 from __future__ import annotations

@@ -13,7 +13,6 @@ from arec_kernels.triton import config
 
 INTERPRETED = tl.constexpr(config.INTERPRETED)
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
 INFINITY = tl.constexpr(float("inf"))
 # In place of the similarity of a pair that is left out. Not -inf, which times zero is NaN.
 LEFT_OUT = tl.constexpr(-1e30)
