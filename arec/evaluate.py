@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from arec import parallel
 from arec.checkpoint import METRICS, load_run, sampled_candidates
 from arec.cli import Parser, run
 from arec.results import final_metrics, format_results
@@ -18,17 +19,21 @@ def evaluate_run(folder: Path) -> str:
         RunError, ConfigError, DataError: see :func:`arec.checkpoint.load_run`.
     """
     config, split, objective = load_run(folder)
-    if not (folder / METRICS).exists():
+    if parallel.is_main() and not (folder / METRICS).exists():
         print(f"{folder}: training has not finished; its best epoch so far", file=sys.stderr)
     objective.to(pick_device(config.device))
-    candidates = sampled_candidates(folder, split, config.seed)
+    candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
     return format_results(final_metrics(objective, split, candidates), candidates)
 
 
 def main() -> None:
     parser = Parser("arec.evaluate", "Rank the test items with the checkpoint of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
-    print(evaluate_run(parser.parse_args().run))
+    folder = parser.parse_args().run
+    with parallel.joined():
+        table = evaluate_run(folder)
+        if parallel.is_main():
+            print(table)
 
 
 if __name__ == "__main__":

@@ -229,6 +229,17 @@ def evaluate_scores(
     Arguments and errors are as in `rank_targets`.
     """
     ranks, lists = rank_targets(split, stage, batches, candidates, top=max(cutoffs))
+    return metrics_of(split, stage, ranks, lists, cutoffs)
+
+
+def metrics_of(
+    split: LeaveOneOut,
+    stage: Stage,
+    ranks: Mapping[str, np.ndarray],
+    lists: Mapping[str, np.ndarray],
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> dict[str, dict[str, float]]:
+    """The metrics of what `rank_targets` returns."""
     metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
     for protocol, items in lists.items():
         metrics[protocol] |= metrics_from_lists(

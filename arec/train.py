@@ -1,4 +1,7 @@
-"""``python -m arec.train``: train one method on one data set, rank, and keep the run."""
+"""``python -m arec.train``: train one method on one data set, rank, and keep the run.
+
+``torchrun --nproc-per-node 4 -m arec.train`` does the same with four processes, see :mod:`arec.parallel`.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from arec import parallel
 from arec.checkpoint import (
     BEST,
     CONFIG,
@@ -59,6 +63,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    with parallel.joined():
+        table = train(*parallel.from_main(_settings_and_folder))
+        if parallel.is_main():
+            print(table)
+
+
+def _settings_and_folder() -> tuple[Config, Path]:
     arguments = parse_arguments()
     if arguments.resume:
         folder = arguments.resume
@@ -70,7 +81,7 @@ def main() -> None:
             raise RunError(f"{folder}: is a file; expected a new folder for the run")
         if any((folder / name).exists() for name in (CONFIG, BEST, LAST, METRICS)):
             raise RunError(f"{folder}: holds a run already; expected a new folder, or --resume")
-    print(train(config, folder))
+    return config, folder
 
 
 def train(config: Config, folder: Path) -> str:
@@ -86,13 +97,16 @@ def train(config: Config, folder: Path) -> str:
         DataError: the data cannot be had or are not as they have to be.
     """
     config = located(config)
-    if is_finished(folder, config):
-        print(f"{folder}: finished already; ranking again, training nothing", file=sys.stderr)
+    if parallel.from_main(lambda: is_finished(folder, config)):
+        if parallel.is_main():
+            print(f"{folder}: finished already; ranking again, training nothing", file=sys.stderr)
         return evaluate_run(folder)
-    started = (folder / LAST).exists()  # else there is nothing to go on from but its settings
+    # Without a state there is nothing to go on from but its settings.
+    started = parallel.from_main((folder / LAST).exists)
     # Before anything is written: what cannot be loaded or built leaves nothing behind.
-    trainer = Trainer(config, load_data(config), folder, resume=started)
-    new = not (folder / CONFIG).is_file()
+    data = parallel.from_main(lambda: load_data(config))
+    trainer = Trainer(config, data, folder, resume=started)
+    new = parallel.is_main() and not (folder / CONFIG).is_file()
     if new:
         write_text(folder / CONFIG, config.to_toml())
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
@@ -156,7 +170,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
                 "which needs none"
             )
     trainer.restore_best()
-    candidates = sampled_candidates(folder, split, config.seed)
+    candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
     metrics = {
         "config": config.model_dump(mode="json"),
         "data": fingerprint(sequences),
@@ -165,11 +179,13 @@ def _fit_and_rank(trainer: Trainer) -> str:
         "minutes": sum(record["seconds"] for record in records) / 60,
         "precision": trainer.precision,
         "threads": torch.get_num_threads(),
+        "processes": parallel.count(),
         "torch": torch.__version__,
         **positives,
         **final_metrics(trainer.objective, split, candidates),
     }
-    write_json(folder / METRICS, metrics)
+    if parallel.is_main():
+        write_json(folder / METRICS, metrics)
     log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)
     return format_results(metrics, candidates)
 
@@ -181,7 +197,11 @@ def _default_folder(config: Config) -> Path:
 
 @contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    """Log to standard error and to a file."""
+    """Log to standard error and to a file, what the main process has to say."""
+    if not parallel.is_main():
+        log.disabled = True
+        yield
+        return
     log.setLevel(logging.INFO)
     try:
         # A name of a file may hold bytes that are no text.

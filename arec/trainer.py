@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from arec import parallel
 from arec.alignment import view_alignment
 from arec.checkpoint import (
     BEST,
@@ -32,7 +34,14 @@ from arec.data.batches import TrainingBatches, history_batches
 from arec.data.split import LeaveOneOut, Stage
 from arec.detection import false_negative_detection
 from arec.objectives import AdaptiveRec, Objective, build_objective
-from arec.ranking import Candidates, ScoreBatch, evaluate_scores, users_at_once
+from arec.ranking import (
+    CUTOFFS,
+    Candidates,
+    ScoreBatch,
+    metrics_of,
+    rank_targets,
+    users_at_once,
+)
 
 log = logging.getLogger("arec")
 
@@ -43,7 +52,7 @@ _SAVE_SECONDS = 300
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the first GPU where there is one.
+    """``auto`` is a GPU where there is one: the first, or that of this process.
 
     Raises:
         RunError: no such device here.
@@ -52,6 +61,8 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):
         raise RunError(f"device: expected auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and parallel.count() > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -90,11 +101,23 @@ def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Ite
 def evaluate(
     objective: Objective, split: LeaveOneOut, stage: Stage, candidates: Candidates | None = None
 ) -> dict[str, dict[str, float]]:
-    """The metrics of each protocol: see :func:`arec.ranking.evaluate_scores`."""
-    return evaluate_scores(split, stage, score_batches(objective, split, stage), candidates)
+    """The metrics of each protocol: see :func:`arec.ranking.evaluate_scores`.
+
+    Every process ranks for its share of the users and has the metrics of all.
+    """
+    own = parallel.share(len(split.eval_users))
+    part = split.ranking(split.eval_users[own])
+    ranks, lists = rank_targets(
+        part,
+        stage,
+        score_batches(objective, part, stage),
+        {name: rows[own] for name, rows in (candidates or {}).items()},
+        top=max(CUTOFFS),
+    )
+    return metrics_of(split, stage, parallel.concatenated(ranks), parallel.concatenated(lists))
 
 
-def training_batches(config: Config, split: LeaveOneOut) -> TrainingBatches:
+def training_batches(config: Config, split: LeaveOneOut, *, shares: int = 1) -> TrainingBatches:
     return TrainingBatches(
         split,
         batch_size=config.batch_size,
@@ -104,6 +127,7 @@ def training_batches(config: Config, split: LeaveOneOut) -> TrainingBatches:
         anchors=config.anchors if config.contrastive else "last",  # nothing else uses random ones
         partners=config.partners,
         seed=config.seed,
+        shares=shares,
     )
 
 
@@ -115,13 +139,21 @@ class Trainer:
 
     Args:
         run: folder for ``log.jsonl`` (a line an epoch), ``checkpoint.pt`` (the best epoch's model)
-            and ``last.pt`` (all that is needed to go on after an interruption).
+            and ``last.pt`` (all that is needed to go on after an interruption), by the main process.
         resume: go on from the folder's ``last.pt``.
+
+    Raises:
+        RunError: the batch size is no multiple of the number of processes.
     """
 
     def __init__(
         self, config: Config, split: LeaveOneOut, run: Path, *, resume: bool = False
     ) -> None:
+        if config.batch_size % parallel.count():
+            raise RunError(
+                f"batch_size: expected a multiple of the {parallel.count()} processes that share a "
+                f"batch, got {config.batch_size}"
+            )
         self.config = config
         self.split = split
         self.run = run
@@ -129,7 +161,7 @@ class Trainer:
         self.precision = pick_precision(config.precision, self.device)
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, split.sequences.num_items).to(self.device)
-        self.batches = training_batches(config, split)
+        self.batches = training_batches(config, split, shares=parallel.count())
         self.valid_split = split.ranking_at_most(config.validation_users, config.seed)
         self.optimizer = torch.optim.AdamW(
             self.objective.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -141,7 +173,8 @@ class Trainer:
         self.step, self.sums, self.seconds, self.kept = 0, {}, 0.0, 0
         if resume:
             with fitting(run / LAST):
-                self._restore(load_state(run / LAST))
+                self._restore(parallel.from_main(lambda: load_state(run / LAST)))
+        parallel.seed_share(config.seed, len(self.records), self.step)
 
     def _rate(self, step: int) -> float:
         """As a share of the peak: linear warm-up, then constant, or cosine decay to 0."""
@@ -164,7 +197,8 @@ class Trainer:
         """
         done = len(self.records)
         steps = (self.config.epochs - done) * len(self.batches) - self.step
-        with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=None) as bar:
+        hidden = None if parallel.is_main() else True  # None: where nobody watches
+        with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=hidden) as bar:
             for epoch in range(done + 1, self.config.epochs + 1):
                 if self.best_epoch and epoch - self.best_epoch > self.config.patience:
                     log.info("no better epoch in %d: stopped", self.config.patience)
@@ -187,14 +221,15 @@ class Trainer:
         self.records.append(record)
         if not self.best_epoch or self._validation(epoch) > self._validation(self.best_epoch):
             self.best_epoch = epoch
-            save(
-                self.run / BEST,
-                {
-                    "objective": self.objective.state_dict(),
-                    "epoch": epoch,
-                    "data": fingerprint(self.split.sequences),
-                },
-            )
+            if parallel.is_main():
+                save(
+                    self.run / BEST,
+                    {
+                        "objective": self.objective.state_dict(),
+                        "epoch": epoch,
+                        "data": fingerprint(self.split.sequences),
+                    },
+                )
         self._save_last()
         log.info("%s", describe(record))
 
@@ -204,20 +239,24 @@ class Trainer:
         mixed = self.precision == "bfloat16"
         saved = time.perf_counter()
         for batch in islice(self.batches.epoch(epoch - 1), self.step, None):
+            own = batch.share(parallel.rank(), parallel.count())
             self.optimizer.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
-                loss, scalars = self.objective(batch.to(self.device))
+                loss, scalars = self.objective(own.to(self.device))
             (batch.weight * loss).backward()
+            scalars = parallel.average(
+                self.objective.parameters(), {"loss": loss.detach(), **scalars}
+            )
             if limit := self.config.gradient_clip:
                 torch.nn.utils.clip_grad_norm_(self.objective.parameters(), limit)
             self.optimizer.step()
             self.schedule.step()
-            for name, value in {"loss": loss.detach(), **scalars}.items():
+            for name, value in scalars.items():
                 self.sums[name] = self.sums.get(name, 0) + batch.weight * value
             self.step += 1
             bar.update()
             since = time.perf_counter() - saved
-            if since > _SAVE_SECONDS and self.step < len(self.batches):
+            if parallel.is_main() and since > _SAVE_SECONDS and self.step < len(self.batches):
                 mean = self._finite(epoch, self.sums["loss"].item() / self.step)
                 self.seconds += since
                 self._save_last()
@@ -256,6 +295,8 @@ class Trainer:
         return f"{epochs} and {self.kept} of {len(self.batches)} batches" if self.kept else epochs
 
     def _save_last(self) -> None:
+        if not parallel.is_main():
+            return
         write_text(self.run / LOG, "".join(json.dumps(record) + "\n" for record in self.records))
         save(
             self.run / LAST,
@@ -282,7 +323,8 @@ class Trainer:
             RunError: its checkpoint is missing, or does not fit the settings or the data.
         """
         best = self.run / BEST
-        restore_model(self.objective, best, load_state(best), self.split.sequences)
+        state = parallel.from_main(lambda: load_state(best))
+        restore_model(self.objective, best, state, self.split.sequences)
 
     def _restore(self, state: dict[str, Any]) -> None:
         restore_model(self.objective, self.run / LAST, state, self.split.sequences)

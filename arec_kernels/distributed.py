@@ -73,6 +73,20 @@ def adaptive_info_nce(
     return own, stats._replace(positives=_own(stats.positives, process_group))
 
 
+def gather_views(z: Tensor, process_group: Group = None) -> Tensor:  # (2B, ...) -> (2BW, ...)
+    """The rows of all W processes as one batch, first views first, for any function of them.
+
+    Where every process computes the same function of all rows, the mean of the processes' gradients,
+    of the rows' as of the function's own parameters, is the gradient of one process that has them all.
+
+    Args:
+        z: both views of the rows of this process; the same shape and type in every process, which is
+            not checked.
+        process_group: as above.
+    """
+    return _Exchange.apply(z, process_group, _gathered, _own_of_mean)
+
+
 def _gathered(rows: Tensor, group: Group) -> Tensor:  # (2B, ...) -> (2BW, ...)
     """First the first views of all processes, then their second ones."""
     rows = rows.contiguous()
@@ -84,6 +98,11 @@ def _gathered(rows: Tensor, group: Group) -> Tensor:  # (2B, ...) -> (2BW, ...)
 def _own(rows: Tensor, group: Group) -> Tensor:  # (2BW, ...) -> (2B, ...)
     views = rows.unflatten(0, (2, dist.get_world_size(group), -1))
     return views[:, dist.get_rank(group)].flatten(0, 1).clone()  # never a view
+
+
+def _own_of_mean(rows: Tensor, group: Group) -> Tensor:  # (2BW, ...) -> (2B, ...)
+    """A mean over processes leaves 1 / W of what only one of them has."""
+    return _own(rows, group) * dist.get_world_size(group)
 
 
 class _Exchange(torch.autograd.Function):

@@ -32,6 +32,7 @@ class Batch:
     intents: Tensor | None = None  # (2B,) planted intent of the anchor's and the partner's target
     anchors: Tensor | None = None  # (B,) int64 number of items up to the anchor; None: all
     weight: float = 1.0  # its targets over those of the epoch's mean batch
+    part: float = 1.0  # of a share: its targets over those of the mean share
 
     @property
     def anchor_lengths(self) -> Tensor:  # (B,)
@@ -58,6 +59,24 @@ class Batch:
             return self.targets
         return self.targets.gather(1, lengths[:, None] - 1).squeeze(1)
 
+    def share(self, rank: int, count: int) -> Batch:
+        """The rows of one of ``count`` processes, which divides their number.
+
+        A mean over its targets has to be multiplied by ``part``, so that the mean of the shares is
+        that of the batch. Planted intents, which only whole batches are measured by, are left out.
+        """
+        rows = len(self.lengths) // count
+        own = slice(rank * rows, (rank + 1) * rows)
+        tensors = {
+            name: value[own]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "intents"
+        }
+        part = 1.0
+        if self.targets.ndim == 2:
+            part = float(tensors["lengths"].sum() * count / self.lengths.sum())
+        return replace(self, intents=None, part=part, **tensors)
+
     def to(self, device: torch.device) -> Batch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
@@ -82,6 +101,10 @@ class TrainingBatches:
     multiplied by ``Batch.weight``, or a target in a batch of short windows (or the incomplete last
     one) would count more than others.
 
+    Args:
+        shares: processes that share a batch evenly, so ``batch_size`` is a multiple of it; an epoch
+            leaves out as many rows, each time others, as are one too many for that.
+
     Raises:
         DataError: no user has two training items, or there is one item alone.
     """
@@ -97,6 +120,7 @@ class TrainingBatches:
         anchors: Literal["random", "last"] = "random",
         partners: bool = False,
         seed: int = 0,
+        shares: int = 1,
     ) -> None:
         self.split = split
         self.batch_size = batch_size
@@ -117,19 +141,25 @@ class TrainingBatches:
             raise DataError(
                 f"{split.sequences.name}: expected at least 2 items, got 1: there is nothing to rank"
             )
+        self.rows = len(self.users) // shares * shares
+        if not self.rows:
+            raise DataError(
+                f"{split.sequences.name}: expected at least {shares} users to train with, a share for "
+                f"each process, got {len(self.users)}"
+            )
         self.index = TargetIndex(split) if partners else None
 
     def __len__(self) -> int:
-        return math.ceil(len(self.users) / self.batch_size)
+        return math.ceil(self.rows / self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        return self._batches(np.random.default_rng([self.seed, epoch]), None)
+        return self._batches(np.random.default_rng([self.seed, epoch]), self.rows)
 
     def sample(self, count: int) -> Iterator[Batch]:
         """Batches of ``count`` random rows at most, the same at every call, to measure on."""
         return self._batches(np.random.default_rng(self.seed), count)
 
-    def _batches(self, rng: np.random.Generator, count: int | None) -> Iterator[Batch]:
+    def _batches(self, rng: np.random.Generator, count: int) -> Iterator[Batch]:
         users, ends = (rows[:count] for rows in self._shuffled_rows(rng))
         lengths = np.minimum(ends, self.max_length)
         targets = lengths if self.prefixes is None else np.ones_like(lengths)

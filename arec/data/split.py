@@ -52,8 +52,12 @@ class LeaveOneOut:
         if count is None or count >= len(self.eval_users):
             return self
         drawn = np.random.default_rng(seed).choice(self.eval_users, count, replace=False)
+        return self.ranking(np.sort(drawn))
+
+    def ranking(self, users: np.ndarray) -> LeaveOneOut:
+        """The same split with these of its `eval_users`, in their order."""
         fewer = copy.copy(self)
-        fewer.eval_users = np.sort(drawn)
+        fewer.eval_users = users
         fewer.eval_users.setflags(write=False)
         return fewer
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from arec import parallel
 from arec.augment import two_views
 from arec.config import Config
 from arec.data.batches import Batch
@@ -65,15 +66,19 @@ class ContrastiveObjective(Objective):
             loss, anchor = next_item_loss(self.encoder, batch, sampled)
         else:
             states, items = masked_states(self.encoder, batch, self.config)
-            loss, anchor = item_loss(states, self.encoder.item_table, items, sampled), None
+            loss = batch.part * item_loss(states, self.encoder.item_table, items, sampled)
+            anchor = None
         logged = {"L_basic": loss.detach()}
         if not self.config.lambda_cl:
             return loss, logged
         pairs = self.view_pairs(batch, anchor)
+        groups = self.groups(batch)
+        if groups is not None:
+            groups = parallel.gather_rows(groups)
         for z in pairs:
             # bfloat16 would round SimThres to steps of 0.004.
             with torch.autocast(z.device.type, enabled=False):
-                weighted, scalars = self.contrast(z.float(), self.groups(batch))
+                weighted, scalars = self.contrast(parallel.gather_views(z.float()), groups)
             loss = loss + weighted
             for name, value in scalars.items():
                 logged[name] = logged.get(name, 0) + value.detach() / len(pairs)

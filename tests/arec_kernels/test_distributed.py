@@ -58,10 +58,15 @@ def model() -> nn.Module:
     return nn.Linear(D, 4, dtype=torch.float64)
 
 
-def averaged_gradient() -> Tensor:
+def averaged_gradient(gather: bool) -> Tensor:
+    """Of the op over all processes, or of all rows gathered into the op of one."""
     parallel = DistributedDataParallel(model())
-    rows = of_process(problem(PROCESSES)[0], dist.get_rank(), PROCESSES)
-    distributed.adaptive_info_nce(parallel(rows), 0.2, temperature=0.3).backward()
+    rows = parallel(of_process(problem(PROCESSES)[0], dist.get_rank(), PROCESSES))
+    if gather:
+        loss = adaptive_info_nce(distributed.gather_views(rows), 0.2, temperature=0.3)
+    else:
+        loss = distributed.adaptive_info_nce(rows, 0.2, temperature=0.3)
+    loss.backward()
     return parallel.module.weight.grad
 
 
@@ -72,7 +77,7 @@ def work(rank: int, folder: Path) -> None:
     )
     result = {
         "all": own_loss([0, 1, 2]), "some": own_loss([0, 2]), "one": own_loss([1]),
-        "averaged": averaged_gradient(),
+        "averaged": averaged_gradient(gather=False), "gathered": averaged_gradient(gather=True),
     }
     torch.save(result, folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -111,6 +116,7 @@ def test_a_step_under_data_parallelism_is_that_of_one_process(results: list[dict
     adaptive_info_nce(alone(problem(PROCESSES)[0]), 0.2, temperature=0.3).backward()
     for result in results:
         torch.testing.assert_close(result["averaged"], alone.weight.grad)
+        torch.testing.assert_close(result["gathered"], alone.weight.grad)
 
 
 def test_without_a_process_group() -> None:

@@ -1,0 +1,119 @@
+"""One run by several processes, as torchrun starts them; in a process of its own nothing of this does anything.
+
+Every process holds the data, the model and the optimiser, draws the same batches, and computes its share
+of the rows of each: the mean of the processes' gradients is what one process would have. The first one,
+"main", alone reads the data and writes the run. Tested with gloo on CPUs; NCCL, which GPUs take, is not.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from arec.errors import UserError
+from arec_kernels import distributed
+
+T = TypeVar("T")
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """In the group of the processes that torchrun has started, if it has."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    dist.init_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+def count() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if count() > 1 else 0
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What the main process makes, in every process.
+
+    An error that a person can mend is raised there, and ends the others without a word.
+    """
+    if count() == 1:
+        return make()
+    made, error = None, None
+    if is_main():
+        try:
+            made = make()
+        except (UserError, SystemExit) as caught:
+            error = caught
+    box = [made, None if error is None else getattr(error, "code", 2)]
+    dist.broadcast_object_list(box)
+    if error is not None:
+        raise error
+    if box[1] is not None:
+        sys.exit(box[1])
+    return box[0]
+
+
+def share(rows: int) -> slice:
+    """Of so many rows, those of this process."""
+    return slice(rows * rank() // count(), rows * (rank() + 1) // count())
+
+
+def concatenated(own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows of all processes, in the order of `share`."""
+    if count() == 1:
+        return own
+    parts = [None] * count()
+    dist.all_gather_object(parts, own)
+    return {name: np.concatenate([part[name] for part in parts]) for name in own}
+
+
+def seed_share(*numbers: int) -> None:
+    """Let every process but the main one go on with random numbers of its own."""
+    if not is_main():
+        torch.manual_seed(int(np.random.SeedSequence([rank(), *numbers]).generate_state(1)[0]))
+
+
+def average(
+    parameters: Iterable[nn.Parameter], scalars: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """Put the mean over all processes in the place of each gradient, and return that of 0-d tensors."""
+    if count() == 1:
+        return scalars
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    # One message: with gloo each takes a millisecond, however short it is.
+    values = torch.cat([x.flatten() for x in (*gradients, *scalars.values())])
+    dist.all_reduce(values)
+    values /= count()
+    *means, scalar_means = values.split([*(x.numel() for x in gradients), len(scalars)])
+    for gradient, mean in zip(gradients, means):
+        gradient.copy_(mean.view_as(gradient))
+    return dict(zip(scalars, scalar_means.clone()))
+
+
+def gather_views(z: Tensor) -> Tensor:  # (2B, d) -> (2BW, d)
+    """Both views of the rows of all processes, with gradient; see `arec_kernels.distributed`."""
+    return z if count() == 1 else distributed.gather_views(z)
+
+
+def gather_rows(rows: Tensor) -> Tensor:  # (B,) -> (BW,)
+    if count() == 1:
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(count())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)
