@@ -153,21 +153,29 @@ def located(config: Config) -> Config:
     return config.model_copy(update={"dataset": dataset, "data_dir": data_dir})
 
 
-def load_data(config: Config) -> LeaveOneOut:
+def load_data(config: Config, run: Path | None = None) -> LeaveOneOut:
     """The split data of a configuration.
+
+    Args:
+        run: the folder whose settings they are; an error says so.
 
     Raises:
         DataError: the data set cannot be found, fetched, read or used.
     """
-    sequences = load(
-        config.dataset,
-        data_dir=config.data_dir,
-        user_column=config.user_column,
-        item_column=config.item_column,
-        time_column=config.time_column,
-        k_core=config.k_core,
-        seed=config.seed,
-    )
+    try:
+        sequences = load(
+            config.dataset,
+            data_dir=config.data_dir,
+            user_column=config.user_column,
+            item_column=config.item_column,
+            time_column=config.time_column,
+            k_core=config.k_core,
+            seed=config.seed,
+        )
+    except DataNotFoundError as error:
+        if run is None:
+            raise
+        raise DataNotFoundError(f"{error}; {run / CONFIG} says where the data are") from None
     return LeaveOneOut(sequences)
 
 
@@ -231,10 +239,7 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
     """
     config = read_config(run)
     state = load_state(run / BEST)
-    try:
-        split = load_data(config)
-    except DataNotFoundError as error:
-        raise DataNotFoundError(f"{error}; {run / CONFIG} says where the data are") from None
+    split = load_data(config, run)
     objective = build_objective(config, split.sequences.num_items)
     restore_model(objective, run / BEST, state, split.sequences)
     return config, split, objective.eval()

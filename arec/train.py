@@ -104,9 +104,10 @@ def train(config: Config, folder: Path) -> str:
     # Without a state there is nothing to go on from but its settings.
     started = parallel.from_main((folder / LAST).exists)
     # Before anything is written: what cannot be loaded or built leaves nothing behind.
-    data = parallel.from_main(lambda: load_data(config))
+    kept = folder if (folder / CONFIG).is_file() else None
+    data = parallel.from_main(lambda: load_data(config, kept))
     trainer = Trainer(config, data, folder, resume=started)
-    new = parallel.is_main() and not (folder / CONFIG).is_file()
+    new = parallel.is_main() and not kept
     if new:
         write_text(folder / CONFIG, config.to_toml())
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):

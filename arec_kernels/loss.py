@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from arec_kernels import reference
 from arec_kernels.arguments import check_options, check_views, group_rows, threshold_rows
-from arec_kernels.reference import InfoNCEStats, reduce
+from arec_kernels.reference import InfoNCEStats
 from arec_kernels.registration import check_backend, choose_backend, info_nce
 
 
@@ -100,10 +100,9 @@ def adaptive_info_nce(
         )
     loss, num_positives, histogram = info_nce(
         z, threshold, groups, backend,
-        (temperature, positives, partner_weight, denominator, weighting),
+        (temperature, positives, partner_weight, denominator, weighting, reduction),
         threshold_grad or 0.0, histogram_bins or 0,
     )
-    loss = reduce(loss, reduction)
     return loss if histogram_bins is None else (loss, InfoNCEStats(num_positives, histogram))
 
 

@@ -9,11 +9,12 @@ Shapes and types (N = 2B rows; "float" is float32, or float64 for float64 `z`):
 
     z                     (N, D)  float32, bfloat16, float16 (float64: cpp), any strides
     threshold             (N,)    float; groups (N,) int64 or None
-    loss, positives_similarity   (N,) float; the latter the sum of s_ij over M+(i)
+    loss                  (), or (N,) with the reduction "none", float
+    positives_similarity  (N,) float, the sum of s_ij over M+(i)
     log_denominator       (N,)    float64: log D_i, from which backward subtracts a logit near it
     num_positives         (N,)    int64, m_i; 0 where `positives` is false
     histogram             (histogram_bins,) int64
-    grad_loss             (N,)    float, may be expanded (stride 0)
+    grad_loss             of loss's shape, float, may be expanded (stride 0)
     grad_z                (N, D)  z's type
     grad_threshold        (N,)    float; (0,) where threshold_grad is 0
 """
@@ -36,14 +37,15 @@ EXTENSIONS = {"cpp": "_C", "cuda": "_C_cuda"}  # the compiled ones
 SCHEMAS = {
     "forward": (
         "(Tensor z, Tensor threshold, Tensor? groups, float temperature, bool positives, "
-        "float partner_weight, str denominator, str weighting, int histogram_bins) -> "
+        "float partner_weight, str denominator, str weighting, str reduction, int histogram_bins) -> "
         "(Tensor loss, Tensor log_denominator, Tensor num_positives, "
         "Tensor positives_similarity, Tensor histogram)"
     ),
     "backward": (
         "(Tensor grad_loss, Tensor z, Tensor threshold, Tensor? groups, Tensor log_denominator, "
         "Tensor num_positives, Tensor positives_similarity, float temperature, bool positives, "
-        "float partner_weight, str denominator, str weighting, float threshold_grad) -> "
+        "float partner_weight, str denominator, str weighting, str reduction, "
+        "float threshold_grad) -> "
         "(Tensor grad_z, Tensor grad_threshold)"
     ),
     "histogram": "(Tensor z, Tensor? groups, int bins) -> Tensor",
@@ -53,19 +55,20 @@ SCHEMAS = {
 
 
 def _fake_forward(z, threshold, groups, temperature, positives, partner_weight, denominator,
-                  weighting, histogram_bins):
+                  weighting, reduction, histogram_bins):
     def row():
         return threshold.new_empty(z.shape[0])
 
     log_denominator = threshold.new_empty(z.shape[0], dtype=torch.float64)
     counts = threshold.new_empty(z.shape[0], dtype=torch.int64)
     histogram = threshold.new_empty(histogram_bins, dtype=torch.int64)
-    return row(), log_denominator, counts, row(), histogram
+    loss = row() if reduction == "none" else threshold.new_empty(())
+    return loss, log_denominator, counts, row(), histogram
 
 
 def _fake_backward(grad_loss, z, threshold, groups, log_denominator, num_positives,
                    positives_similarity, temperature, positives, partner_weight, denominator,
-                   weighting, threshold_grad):
+                   weighting, reduction, threshold_grad):
     return z.new_empty(z.shape), threshold.new_empty(z.shape[0] if threshold_grad else 0)
 
 
@@ -201,11 +204,11 @@ def info_nce(
     threshold: Tensor,
     groups: Tensor | None,
     backend: str,
-    options: tuple,  # temperature, positives, partner_weight, denominator, weighting
+    options: tuple,  # temperature, positives, partner_weight, denominator, weighting, reduction
     threshold_grad: float,
     histogram_bins: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of each row, (N,), m_i and the histogram; differentiable once, in z and threshold."""
+    """The reduced loss, m_i and the histogram; differentiable once, in z and threshold."""
     if torch.is_grad_enabled():
         # There z may want a derivative that `requires_grad` does not tell of: it would be lost.
         if (
@@ -230,7 +233,7 @@ class InfoNCE(torch.autograd.Function):
     """`info_nce` as a node of the graph.
 
     An autograd.Function around the two registered ops and not `torch.library.register_autograd`,
-    whose Python layers cost more than the kernels themselves at small N.
+    whose Python layers cost more than the kernels themselves at small N. So would a mean after them.
     """
 
     @staticmethod

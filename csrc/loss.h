@@ -51,6 +51,16 @@ struct RowFactors {
   }
 };
 
+// What becomes of the rows' losses.
+struct Reduction {
+  bool none, mean;
+
+  explicit Reduction(const std::string& name) : none(name == "none"), mean(name == "mean") {
+    STD_TORCH_CHECK(none || mean || name == "sum", "reduction: expected mean, sum or none, got ", name);
+  }
+  double weight(int64_t n) const { return mean ? 1 / double(n) : 1; }  // of a row's loss
+};
+
 struct Loss {
   double inverse_temperature, alpha;
   bool positives, negatives_only, printed, unnormalised, own_shift;

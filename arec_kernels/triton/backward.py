@@ -221,7 +221,7 @@ def threshold_pull(
 
 
 def backward(
-    grad_loss: Tensor,  # (N,)
+    grad_loss: Tensor,  # (N,), or () after a reduction
     z: Tensor,  # (N, D)
     threshold: Tensor,  # (N,)
     groups: Tensor | None,  # (N,) int64
@@ -233,6 +233,7 @@ def backward(
     partner_weight: float,
     denominator: str,
     weighting: str,
+    reduction: str,
     threshold_grad: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of z, (N, D) in its type, and of the threshold, (N,): the op `triton_backward`.
@@ -241,6 +242,8 @@ def backward(
     takes the gradient through the normalisation.
     """
     n, d = z.shape
+    if reduction != "none":
+        grad_loss = (grad_loss / n if reduction == "mean" else grad_loss).expand(n)
     options = Options(temperature, positives, partner_weight, denominator, weighting)
     z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)

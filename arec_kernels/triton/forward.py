@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from arec_kernels.reference import reduce
 from arec_kernels.triton.config import Options, device_of, plan
 from arec_kernels.triton.histogram import MAX_BLOCK_BINS, histogram
 from arec_kernels.triton.launch import launch
@@ -168,11 +169,12 @@ def forward(
     partner_weight: float,
     denominator: str,
     weighting: str,
+    reduction: str,
     histogram_bins: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss, log D, m, sum of s over M+, each (N,), and the histogram: the op `triton_forward`.
+    """Reduced loss; log D, m, sum of s over M+, each (N,); and the histogram: the op `triton_forward`.
 
-    Two launches (three with a histogram: its zeros; one more above MAX_BLOCK_BINS bins).
+    Two launches, one more for a reduction, one for a histogram's zeros, and one above MAX_BLOCK_BINS.
     """
     n = z.shape[0]
     options = Options(temperature, positives, partner_weight, denominator, weighting)
@@ -202,4 +204,4 @@ def forward(
             **options.constants(),
             **how.constants(),
         )
-    return loss, log_denominator, num_positives, positives_similarity, counts
+    return reduce(loss, reduction), log_denominator, num_positives, positives_similarity, counts

@@ -90,6 +90,13 @@ class RowValues {
     data_ = static_cast<const T*>(x.const_data_ptr());
     stride_ = x.stride(0);
   }
+  // The same for all rows.
+  RowValues(const char* name, const Tensor& x) {
+    STD_TORCH_CHECK(x.dim() == 0 && x.scalar_type() == kScalarType<T>, name,
+                    ": expected one value, of the op's type");
+    data_ = static_cast<const T*>(x.const_data_ptr());
+    stride_ = 0;
+  }
   T operator[](int64_t i) const { return data_[i * stride_]; }
 
  private:

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <numeric>
 
 #include "../loss.h"
 #include "input.h"
@@ -79,7 +80,7 @@ class Histogram {
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
     const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups, const Loss& loss,
-    int64_t bins) {
+    const Reduction& reduction, int64_t bins) {
   Input<T> input(z, true);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
   const RowValues<T> thresholds("threshold", threshold, n);
@@ -144,6 +145,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   } else {
     for_each_block_pair(n, prepare, pair, finish);
   }
+  if (!reduction.none) {
+    const double sum = std::accumulate(losses, losses + n, 0.0);
+    out_loss = new_empty({}, kScalarType<T>);
+    *static_cast<T*>(out_loss.mutable_data_ptr()) = T(sum * reduction.weight(n));
+  }
   return {out_loss, out_log, out_count, out_similarity, histogram.total()};
 }
 
@@ -153,10 +159,13 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
                                          const std::optional<Tensor>& groups,
                                          const Tensor& log_denominator, const Tensor& num_positives,
                                          const Tensor& positives_similarity, Loss loss,
-                                         double width) {
+                                         const Reduction& reduction, double width) {
   Input<T> input(z, true);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
-  const RowValues<T> upstream("grad_loss", grad_loss, n), thresholds("threshold", threshold, n),
+  const RowValues<T> upstream = reduction.none ? RowValues<T>("grad_loss", grad_loss, n)
+                                               : RowValues<T>("grad_loss", grad_loss);
+  const double weight = reduction.weight(n);  // 1 for each row's own
+  const RowValues<T> thresholds("threshold", threshold, n),
       similarities("positives_similarity", positives_similarity, n);
   const RowValues<double> logs("log_denominator", log_denominator, n, ScalarType::Double);
   const RowValues<int64_t> counts("num_positives", num_positives, n, ScalarType::Long);
@@ -202,8 +211,8 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
               T(0));
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const bool row = i < n;
-      const auto f = row ? loss.factors<T>(upstream[i], logs[i], counts[i], similarities[i], shared_shift,
-                                           width)
+      const auto f = row ? loss.factors<T>(weight * upstream[i], logs[i], counts[i], similarities[i],
+                                           shared_shift, width)
                          : RowFactors<T>{};
       k[i] = row ? thresholds[i] : 0;
       log_d[i] = f.log_denominator;
@@ -275,10 +284,11 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups,
     double temperature, bool positives, double partner_weight, const std::string& denominator,
-    const std::string& weighting, int64_t histogram_bins) {
+    const std::string& weighting, const std::string& reduction, int64_t histogram_bins) {
   const Loss loss(temperature, positives, partner_weight, denominator, weighting);
+  const Reduction how(reduction);
   return with_type(z, [&](auto type) {
-    return forward_rows<decltype(type)>(z, threshold, groups, loss, histogram_bins);
+    return forward_rows<decltype(type)>(z, threshold, groups, loss, how, histogram_bins);
   });
 }
 
@@ -287,11 +297,12 @@ std::tuple<Tensor, Tensor> backward(
     const std::optional<Tensor>& groups, const Tensor& log_denominator,
     const Tensor& num_positives, const Tensor& positives_similarity, double temperature,
     bool positives, double partner_weight, const std::string& denominator,
-    const std::string& weighting, double threshold_grad) {
+    const std::string& weighting, const std::string& reduction, double threshold_grad) {
   const Loss loss(temperature, positives, partner_weight, denominator, weighting);
+  const Reduction how(reduction);
   return with_type(z, [&](auto type) {
     return backward_rows<decltype(type)>(grad_loss, z, threshold, groups, log_denominator,
-                                         num_positives, positives_similarity, loss, threshold_grad);
+                                         num_positives, positives_similarity, loss, how, threshold_grad);
   });
 }
 

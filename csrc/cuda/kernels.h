@@ -75,6 +75,7 @@ struct Coefficients {
   const double* log_denominator;                              // (n)
   const int64_t* num_positives;                               // (n)
   int64_t grad_loss_stride;
+  double grad_loss_weight;
   double threshold_width;  // of the straight-through gradient, or 0
   float* coefficients;     // (kCoefficients, padded_n)
 };

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) normalise_for_backward(Coefficients 
   const float similarity = similarity_with_partner<F>(p.rows, i);
   // Even lanes for the row and odd ones for its partner: what is in double is slow on some cards.
   const int row = lane() % 2 == 0 ? i : p.rows.partner_of(i);
-  const auto mine = i < n ? p.loss.factors<float>(p.grad_loss[row * p.grad_loss_stride], p.log_denominator[row],
+  const auto mine = i < n ? p.loss.factors<float>(p.grad_loss_weight * p.grad_loss[row * p.grad_loss_stride], p.log_denominator[row],
                                                   p.num_positives[row], p.positives_similarity[row],
                                                   p.loss.inverse_temperature, p.threshold_width)
                           : RowFactors<float>{};

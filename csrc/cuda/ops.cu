@@ -1,8 +1,8 @@
 // The registered ops on CUDA tensors; schemas, shapes and types: arec_kernels/registration.py. Launches go to
 // the current stream, nothing waits for the device, and all can be captured in a CUDA graph.
 //
-// Tested on an H100, but for the float64 of log D between the passes, which is newer; elsewhere the kernels
-// run in an emulation of a card.
+// Tested on an H100, but for the float64 of log D between the passes and the reduction of the losses, which
+// are newer; elsewhere the kernels run in an emulation of a card.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -61,19 +61,33 @@ __global__ void __launch_bounds__(kThreads) finish_forward(FinishForward p) {
   p.positives_similarity[i] = float(positives);
 }
 
-// One block: log of the mean of exp(-2 |x_i - x_j|^2) over pairs, each of which the sums hold twice.
-__global__ void __launch_bounds__(kThreads) finish_uniformity(Rows rows, const float* statistics, float* uniformity) {
+// What the threads of a block have, which needs shared memory for a double each; the first thread gets it.
+__device__ double sum_of_block(double mine) {
   double* const sums = reinterpret_cast<double*>(shared_memory());
-  double sum = 0;
-  for (int split = 0; split < rows.splits; ++split)
-    for (int i = threadIdx.x; i < rows.n; i += kThreads)
-      sum += statistics[(int64_t(split) * kStatistics + kExponentials) * rows.padded_n + i];
-  sums[threadIdx.x] = sum;
+  sums[threadIdx.x] = mine;
   for (int half = kThreads / 2; half > 0; half /= 2) {
     __syncthreads();
     if (int(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
   }
-  if (threadIdx.x == 0) *uniformity = float(log(sums[0] / (double(rows.n) * (rows.n - 1))));
+  return sums[0];
+}
+
+// One block: the sum or mean of the rows' losses.
+__global__ void __launch_bounds__(kThreads) reduce_losses(const float* losses, int n, double weight, float* reduced) {
+  double sum = 0;
+  for (int i = threadIdx.x; i < n; i += kThreads) sum += losses[i];
+  sum = sum_of_block(sum);
+  if (threadIdx.x == 0) *reduced = float(sum * weight);
+}
+
+// One block: log of the mean of exp(-2 |x_i - x_j|^2) over pairs, each of which the sums hold twice.
+__global__ void __launch_bounds__(kThreads) finish_uniformity(Rows rows, const float* statistics, float* uniformity) {
+  double sum = 0;
+  for (int split = 0; split < rows.splits; ++split)
+    for (int i = threadIdx.x; i < rows.n; i += kThreads)
+      sum += statistics[(int64_t(split) * kStatistics + kExponentials) * rows.padded_n + i];
+  sum = sum_of_block(sum);
+  if (threadIdx.x == 0) *uniformity = float(log(sum / (double(rows.n) * (rows.n - 1))));
 }
 
 const Kernels& kernels_for(const Tensor& z) {
@@ -168,8 +182,9 @@ struct Input {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups, double temperature,
     bool positives, double partner_weight, const std::string& denominator, const std::string& weighting,
-    int64_t histogram_bins) {
+    const std::string& reduction, int64_t histogram_bins) {
   const Loss loss(temperature, positives, partner_weight, denominator, weighting);
+  const Reduction how(reduction);
   const Input input(z, true, groups);
   const int64_t n = input.rows.n;
   STD_TORCH_CHECK(histogram_bins >= 0 && histogram_bins <= kMostBins, "bins: expected at most ", kMostBins,
@@ -193,14 +208,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
                FinishForward{rows, loss, data<float>(thresholds), data<float>(statistics),
                              data<float>(partner_similarity), data<float>(losses), data<float>(similarities),
                              data<double>(log_denominator), data<int64_t>(counts)});
-  return {losses, log_denominator, counts, similarities, histogram};
+  if (how.none) return {losses, log_denominator, counts, similarities, histogram};
+  const Tensor reduced = torch::stable::new_empty(z, {}, ScalarType::Float);
+  input.launch(reduce_losses, dim3(1), kThreads, int(kThreads * sizeof(double)),
+               static_cast<const float*>(data<float>(losses)), int(n), how.weight(n), data<float>(reduced));
+  return {reduced, log_denominator, counts, similarities, histogram};
 }
 
 std::tuple<Tensor, Tensor> backward(
     const Tensor& grad_loss, const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups,
     const Tensor& log_denominator, const Tensor& num_positives, const Tensor& positives_similarity,
     double temperature, bool positives, double partner_weight, const std::string& denominator,
-    const std::string& weighting, double threshold_grad) {
+    const std::string& weighting, const std::string& reduction, double threshold_grad) {
+  const Reduction how(reduction);
   Loss loss(temperature, positives, partner_weight, denominator, weighting);
   loss.own_shift = temperature < kSharedShiftBackward;
   const Input input(z, true, groups);
@@ -209,9 +229,9 @@ std::tuple<Tensor, Tensor> backward(
                logs = input.row_values("log_denominator", log_denominator, ScalarType::Double),
                similarities = input.row_values("positives_similarity", positives_similarity),
                counts = input.row_values("num_positives", num_positives, ScalarType::Long);
-  STD_TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.size(0) == n && grad_loss.scalar_type() == ScalarType::Float &&
-                      grad_loss.device() == z.device(),
-                  "grad_loss: expected one value a row, of the op's type, where z is");
+  STD_TORCH_CHECK(grad_loss.dim() == how.none && (!how.none || grad_loss.size(0) == n) &&
+                      grad_loss.scalar_type() == ScalarType::Float && grad_loss.device() == z.device(),
+                  "grad_loss: expected one value, or one a row without a reduction, of the op's type, where z is");
   const bool soft = threshold_grad > 0;
   const Tensor grad_z = torch::stable::new_empty(z, {n, input.rows.dim}, z.scalar_type());
   const Tensor grad_threshold = input.memory(soft ? n : 0);
@@ -219,7 +239,8 @@ std::tuple<Tensor, Tensor> backward(
   input.launch(input.kernels.normalise_for_backward, input.a_warp_a_row(), kThreads, 0,
                Coefficients{input.rows, loss, static_cast<const float*>(grad_loss.const_data_ptr()),
                             data<float>(thresholds), data<float>(similarities), data<double>(logs),
-                            data<int64_t>(counts), grad_loss.stride(0), threshold_grad, data<float>(coefficients)});
+                            data<int64_t>(counts), how.none ? grad_loss.stride(0) : 0, how.weight(n), threshold_grad,
+                            data<float>(coefficients)});
 
   const bool general = groups || !loss.negatives_only || loss.own_shift || soft;
   const auto& kernel = general ? input.tiles().backward_general : input.tiles().backward;

@@ -257,3 +257,17 @@ def test_a_run_says_which_precision_and_data_it_took(
     assert config.precision == "auto" and metrics["precision"] == precision
     assert metrics["data"] == checkpoint.fingerprint(checkpoint.load_data(config).sequences)
     assert f"on cpu in {precision}" in (run / "train.log").read_text()
+
+
+def test_resume_says_where_it_looked_for_the_data(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    (folder / "metrics.json").unlink()
+    log_file.unlink()
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--resume", folder)
+    assert exit.value.code == 2
+    assert f"no such file; {folder / 'config.toml'} says where the data are" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "new", *SMALL)
+    assert "config.toml" not in capsys.readouterr().err, "there is none yet"

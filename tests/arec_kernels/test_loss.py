@@ -103,12 +103,18 @@ def test_default_backend() -> None:
 
 
 def test_reductions(backend: str, device: str) -> None:
-    z = Z.to(device)
-    rows = adaptive_info_nce(z, 0.1, reduction="none", backend=backend)
+    z = Z.to(device).requires_grad_()
+    k = torch.full((8,), 0.1, device=device, requires_grad=True)
+    options = {"threshold_grad": 0.2, "backend": backend}
+    rows = adaptive_info_nce(z, k, reduction="none", **options)
     assert rows.shape == (8,) and rows.dtype is torch.float32
     for reduction in ("mean", "sum"):
-        loss = adaptive_info_nce(z, 0.1, reduction=reduction, backend=backend)
-        torch.testing.assert_close(loss, getattr(rows, reduction)())
+        loss = adaptive_info_nce(z, k, reduction=reduction, **options)
+        expected = getattr(rows, reduction)()
+        torch.testing.assert_close(loss, expected)
+        gradients = torch.autograd.grad(3 * loss, (z, k))
+        for own, its in zip(gradients, torch.autograd.grad(3 * expected, (z, k), retain_graph=True)):
+            torch.testing.assert_close(own, its, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("value", [0.1, torch.tensor(0.1), torch.full((4,), 0.1),

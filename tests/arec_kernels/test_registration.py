@@ -26,13 +26,15 @@ def test_opcheck(compiled, device, dtype, permuted, grouped) -> None:
     k = clear_thresholds(z)
     groups = make_groups(20, device) if grouped else None
     op = {name: backends[compiled] for name, backends in OPS.items()}
-    _, log_d, m, s, _ = op["forward"](z, k, groups, *OPTIONS, 0)
-    upstream = torch.ones((), device=device).expand(20)
-    for bins in (0, 5):
-        torch.library.opcheck(op["forward"], (z, k, groups, *OPTIONS, bins))
-    for width in (0.0, 0.1):
+    one = torch.ones((), device=device)
+    for reduction, upstream, bins, width in [
+        ("none", one.expand(20), 5, 0.1), ("mean", one, 0, 0.0), ("sum", one, 5, 0.1),
+    ]:
+        options = (*OPTIONS, reduction)
+        torch.library.opcheck(op["forward"], (z, k, groups, *options, bins))
+        _, log_d, m, s, _ = op["forward"](z, k, groups, *options, bins)
         torch.library.opcheck(
-            op["backward"], (upstream, z, k, groups, log_d, m, s, *OPTIONS, width)
+            op["backward"], (upstream, z, k, groups, log_d, m, s, *options, width)
         )
     torch.library.opcheck(op["histogram"], (z, groups, 5))
     torch.library.opcheck(op["quantile"], (z, 0.4, groups))

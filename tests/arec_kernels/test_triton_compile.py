@@ -60,7 +60,7 @@ def loss_and_gradient(
 ) -> None:
     k = torch.zeros(len(z))
     groups = torch.zeros(len(z), dtype=torch.int64) if grouped else None
-    options = (temperature, True, 0.5, "negatives", weighting)
+    options = (temperature, True, 0.5, "negatives", weighting, "mean")
     with config.forced_tile(tile):
         loss, log_d, m, s, _ = kernels.forward(z, k, groups, *options, bins)
         kernels.backward(loss, z, k, groups, log_d, m, s, *options, threshold_grad)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from arec.models import Encoder
 
@@ -28,6 +29,52 @@ def test_last_only_is_the_last_position(causal: bool, norm_first: bool, layers: 
     every = encoder(inputs(), LENGTHS)
     last = encoder(inputs(), LENGTHS, last_only=True)
     torch.testing.assert_close(last, every[torch.arange(4), LENGTHS - 1])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_a_block_is_the_transformer_layer_of_pytorch(causal: bool, norm_first: bool) -> None:
+    block = make(norm_first=norm_first).blocks[0]
+    theirs = nn.TransformerEncoderLayer(
+        16, 2, 32, dropout=0, activation="gelu", batch_first=True, norm_first=norm_first
+    )
+    query, key_value = block.query, block.key_value
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.normal_(std=0.3)
+        theirs.self_attn.in_proj_weight.copy_(torch.cat([query.weight, key_value.weight]))
+        theirs.self_attn.in_proj_bias.copy_(torch.cat([query.bias, key_value.bias]))
+    for its, own in [
+        (theirs.self_attn.out_proj, block.output), (theirs.norm1, block.attention_norm),
+        (theirs.linear1, block.feed_forward[0]), (theirs.linear2, block.feed_forward[2]),
+        (theirs.norm2, block.feed_forward_norm),
+    ]:
+        its.load_state_dict(own.state_dict())
+    x = torch.randn(4, 7, 16)
+    real = torch.arange(7) < LENGTHS[:, None]
+    if causal:
+        ours = block(x, None)
+        expected = theirs(x, src_mask=~torch.ones(7, 7, dtype=torch.bool).tril())
+    else:
+        ours = block(x, real[:, None, None, :])
+        expected = theirs(x, src_key_padding_mask=~real)
+    torch.testing.assert_close(ours[real], expected[real])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_an_encoder_is_its_blocks_one_after_the_other(causal: bool, norm_first: bool) -> None:
+    encoder = make(causal=causal, norm_first=norm_first, layers=3)
+    x = inputs()
+    state = 4 * encoder.items(x) + encoder.positions(torch.arange(7))
+    real = torch.arange(7) < LENGTHS[:, None]
+    if not norm_first:
+        state = encoder.norm(state)
+    for block in encoder.blocks:
+        state = block(state, None if causal else real[:, None, None, :])
+    if norm_first:
+        state = encoder.norm(state)
+    torch.testing.assert_close(encoder(x, LENGTHS)[real], state[real])
 
 
 @pytest.mark.parametrize("causal", [True, False])

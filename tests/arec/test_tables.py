@@ -1,0 +1,115 @@
+"""The paper's tables: ours beside theirs, to the letter."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+
+from arec import tables
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([0.12345], "0.1235"), ([0.1, 0.3], "0.2000 ± 0.1414"), ([1.0, 1.0, 1.0], "1.0000 ± 0.0000")],
+)
+def test_a_deviation_needs_two_figures(values: list[float], text: str) -> None:
+    assert tables.mean_and_deviation(values) == text
+    assert tables.over_seeds(len(values)).startswith("one seed" if len(values) == 1 else "mean ±")
+
+
+def figures(value: float) -> dict:
+    metrics = {metric: value for metric in tables.TABLE_METRICS}
+    rankings = ("filtered", "unfiltered", "popular-100", "random-100")
+    return {"test": {ranking: metrics for ranking in rankings}}
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_stands_beside_the_paper(name) -> None:
+    table = tables.TABLES[name]
+    values = {"cl4srec": [0.1, 0.1], "duorec": [0.1, 0.3], "adaptiverec": [0.21, 0.21]}
+    results = {key: list(map(figures, values[key[0]])) for key in table.runs()}
+    for dataset in table.datasets:
+        text = tables.to_markdown(name, dataset, results, "")
+        head, _, *rows = [
+            [cell.strip() for cell in line.split("|")[1:-1]]
+            for line in text.split("\n\n")[1].splitlines()
+        ]
+        assert [row[:2] for row in rows[-4:]] == [
+            ["AdaptiveRec", "ours"], ["", "paper"], ["Improv.", "ours"], ["", "paper"]
+        ]  # fmt: skip
+        assert set(rows[-6][2:]) == {"0.2000 ± 0.1414"}, "DuoRec"
+        assert set(rows[-2][2:]) == {"+5.00 %"}
+        assert len({len(row) for row in (head, *rows)}) == 1
+    assert ("chance level" if name == "table2" else "same to the last digit") in text
+
+
+@pytest.mark.parametrize("most", [0.0, 5.0])
+def test_runs_in_which_simthres_did_nothing_are_counted(most) -> None:
+    results = {
+        key: [figures(0.1) | {"most_positives_per_row": most * (key[0] == "adaptiverec")}]
+        for key in tables.TABLES["table1"].runs()
+    }
+    text = tables.to_markdown("table1", "walks", results, "")
+    said = "In 1 of 1 runs of AdaptiveRec no pair was above SimThres: their loss was DuoRec's."
+    assert text.count(said) == text.count("no pair was above") == (most == 0)
+
+
+def test_the_published_figures_agree_with_themselves() -> None:
+    """The paper computed its Improv. column before rounding."""
+    published = tables.published()
+    for dataset, paper in published["table1"].items():
+        computed = tables._improvement(paper)
+        assert computed == pytest.approx(paper["improvement"], abs=0.1), dataset
+    for name, table in tables.TABLES.items():
+        for paper in published[name].values():
+            for method in table.methods:
+                assert list(paper[method]) == [column.label for column in table.columns]
+
+
+def test_a_data_set_that_the_paper_has_not() -> None:
+    values = {"cl4srec": [0.1], "duorec": [0.1, 0.3], "adaptiverec": [0.21, 0.23]}
+    results = {key: list(map(figures, values[key[0]])) for key in tables.TABLES["table1"].runs()}
+    for run in results["adaptiverec", "us_x"]:
+        run["test"]["filtered"] = dict.fromkeys(tables.TABLE_METRICS, 0.5)
+    cells = {"cl4srec": "0.1000", "duorec": "0.2000 ± 0.1414", "adaptiverec": "0.2200 ± 0.0141"}
+    assert tables.to_markdown("table1", "walks", results, "Settings.").splitlines() == [
+        "## Table 1, walks",
+        "",
+        "| walks |  | NDCG@5 | NDCG@10 | MRR@5 | MRR@10 | Recall@5 | Recall@10 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| CL4SRec | ours | {' | '.join([cells['cl4srec']] * 6)} |",
+        f"| DuoRec | ours | {' | '.join([cells['duorec']] * 6)} |",
+        f"| AdaptiveRec | ours | {' | '.join([cells['adaptiverec']] * 6)} |",
+        f"| Improv. | ours | {' | '.join(['+10.00 %'] * 6)} |",
+        "",
+        f"{tables.TABLES['table1'].protocol} Improv.: AdaptiveRec over DuoRec. Settings.",
+        "",
+        "| walks, NDCG@10 | unfiltered | filtered |",
+        "| --- | --- | --- |",
+        "| CL4SRec, ours | 0.1000 | 0.1000 |",
+        "| DuoRec, ours | 0.2000 ± 0.1414 | 0.2000 ± 0.1414 |",
+        "| AdaptiveRec, ours | 0.2200 ± 0.0141 | 0.5000 ± 0.0000 |",
+    ]
+
+
+def test_csv_has_every_figure_in_a_line() -> None:
+    values = {"cl4srec": [0.1], "duorec": [0.1, 0.3], "adaptiverec": [0.21, 0.23]}
+    results = {key: list(map(figures, values[key[0]])) for key in tables.TABLES["table1"].runs()}
+    head, *rows = csv.reader(tables.to_csv("table1", "beauty", results).splitlines())
+    paper = tables.published()["table1"]["beauty"]
+    rows = [dict(zip(head, row)) for row in rows]
+    of_methods = [row for row in rows if row["method"] in values]
+    assert len(of_methods) == 3 * 6
+    for row in of_methods:
+        own = values[row["method"]]
+        assert (int(row["seeds"]), float(row["mean"])) == (len(own), pytest.approx(sum(own) / len(own)))
+        assert row["deviation"] == "" if len(own) == 1 else float(row["deviation"]) > 0.01
+        assert float(row["paper"]) == paper[row["method"]][row["column"]]
+    improvements = [row for row in rows if row["method"] == "improvement in percent"]
+    assert [float(row["mean"]) for row in improvements] == [pytest.approx(10)] * 6
+    elsewhere = tables.published()["elsewhere"]["beauty"]
+    assert [float(row["paper"]) for row in rows[-len(elsewhere) :]] == [
+        row["NDCG@10"] for row in elsewhere
+    ]
+    assert len(rows) == 18 + 6 + len(elsewhere)
