@@ -17,7 +17,7 @@ def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
     cases = {"no run there": lambda: (folder / "config.toml").unlink()}
-    cases["no such file"] = lambda: (folder / "checkpoint.pt").unlink()
+    cases["checkpoint.pt: no such file; arec.train writes it"] = lambda: (folder / "checkpoint.pt").unlink()
     cases["the run has to be trained again"] = lambda: (folder / "checkpoint.pt").write_bytes(b"PK")
     cases["config.toml says where the data are"] = lambda: log_file.unlink()
     with gzip.open(log_file, "at") as file:

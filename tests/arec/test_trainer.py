@@ -13,8 +13,10 @@ import arec.trainer
 from arec import checkpoint, evaluate, train
 from arec.config import Config
 from arec.data.batches import TrainingBatches
+from arec.data.builtin import generate
+from arec.data.split import LeaveOneOut
 from arec.objectives import adaptiverec
-from arec.trainer import Trainer, pick_precision
+from arec.trainer import Trainer, describe, pick_precision
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
@@ -29,9 +31,11 @@ def test_the_learning_rate_rises_to_its_peak_and_then_falls_or_stays(
     trainer = Trainer(config, checkpoint.load_data(config), tmp_path)
     steps = 4 * len(trainer.batches)
     rates = [trainer._rate(step) for step in range(steps)]
-    warmup = round(min(warmup_epochs, 2) * len(trainer.batches))
+    warmup_steps = min(warmup_epochs, 2) * len(trainer.batches)
+    warmup = round(warmup_steps)
     assert max(rates) == pytest.approx(1), "the peak, however long the warm-up"
     assert rates[:warmup] == sorted(rates[:warmup])
+    assert rates[0] == pytest.approx(1 / max(warmup_steps, 1))
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
     assert trainer._rate(steps) == (pytest.approx(0) if schedule == "cosine" else 1)
 
@@ -271,3 +275,29 @@ def test_resume_says_where_it_looked_for_the_data(log_file, tmp_path, monkeypatc
     with pytest.raises(SystemExit):
         call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "new", *SMALL)
     assert "config.toml" not in capsys.readouterr().err, "there is none yet"
+
+
+def test_planted_data_tell_the_detected_false_negatives_of_every_epoch(tmp_path) -> None:
+    planted = generate(seed=1, num_users=500, num_items=200, num_intents=8)
+    small = {"hidden_size": 8, "feed_forward": 8, "max_length": 8, "epochs": 2}
+    for method in ("adaptiverec", "duorec"):
+        config = Config(method=method, **small)
+        records = Trainer(config, LeaveOneOut(planted), tmp_path / method).fit()
+        told = [set(record.get("false_negatives", ())) for record in records]
+        names = {"precision", "recall", "base_rate", "selected"}
+        assert told == [names if method == "adaptiverec" else set()] * 2
+
+
+def test_an_epoch_in_one_line() -> None:
+    record = {
+        "epoch": 3, "loss": 5.25, "seconds": 61.26,
+        "valid": {"filtered": {"NDCG@10": 0.12345}, "unfiltered": {"NDCG@10": 0.1}},
+    }  # fmt: skip
+    assert describe(record) == (
+        "epoch   3  loss 5.2500  valid NDCG@10 0.1235 filtered, 0.1000 not  61.3 s"
+    )
+    record |= {"L_cl": 3.5, "k_mean": 0.9, "k_std": 0.01, "positives_per_row": 2.25}
+    assert describe(record).split("  ")[3:] == [
+        "L_cl 3.5000", "k 0.900±0.010", "positives/row 2.2",
+        "valid NDCG@10 0.1235 filtered, 0.1000 not", "61.3 s",
+    ]

@@ -185,6 +185,8 @@ def test_columns_must_differ(tmp_path, name, columns):
         ("u.data", "1\t2\t3\t4\n1\t\t3\t4\n", "line 2: item is empty"),
         ("log.csv", "user,item,timestamp\n1,2,3\n ,2,3\n", "line 3: user is empty"),
         ("log.csv", "user,item,timestamp\n1,2,3\n1,2,\n", "line 3: timestamp is empty"),
+        ("log.csv", "user,item,timestamp\n1,2,3\n1,,\n",
+         "line 3: expected 'user,item,timestamp', got '1,,'"),
         (
             "log.csv",
             "user,item,timestamp\n1,2,10000000000000000000001\n",

@@ -204,13 +204,16 @@ def test_statistical_threshold_of_each_row(build, adaptive, batch) -> None:
     torch.testing.assert_close(loss, expected)
     assert logged["positives_per_row"] == 3
     assert "L_reg" not in logged and not hasattr(objective, "threshold")
+    torch.testing.assert_close(logged["k_mean"], k.mean())
+    torch.testing.assert_close(logged["k_std"], k.std(correction=0))
 
 
 def test_statistical_threshold_of_the_previous_epoch(adaptive, batch, other_batch) -> None:
     objective = adaptive(views="su", simthres="epoch")
     first = objective(batch)[1]
     assert first["positives_per_row"] == 0, "no epoch before the first"
-    assert first["k_mean"].isfinite(), "JSON has no infinity"
+    assert first["k_mean"] == pytest.approx(1.05), "JSON has no infinity"
+    assert first["k_std"] == pytest.approx(0, abs=1e-6)
     k = objective.end_epoch()["k_stat"]
     _, logged = objective(other_batch)
     (z,) = objective.view_pairs(other_batch)
