@@ -36,6 +36,10 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
         scores = [float(row["score"]) for row in mine]
         assert scores == sorted(scores, reverse=True)
 
+    call(recommend, monkeypatch, folder, "--top", 1, "--users", "user3", "user14")
+    firsts = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert firsts == [row for row in rows if row["rank"] == "1"]
+
     call(recommend, monkeypatch, folder, "--top", 30, "--users", "nobody", "user14", "else",
          "user14")  # fmt: skip
     known, error = capsys.readouterr()

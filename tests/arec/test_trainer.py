@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from programs import SMALL, call
+from tqdm import tqdm
 
 import arec.trainer
 from arec import checkpoint, evaluate, train
@@ -301,3 +303,35 @@ def test_an_epoch_in_one_line() -> None:
         "L_cl 3.5000", "k 0.900±0.010", "positives/row 2.2",
         "valid NDCG@10 0.1235 filtered, 0.1000 not", "61.3 s",
     ]
+
+
+class Counting(torch.nn.Module):
+    """A loss with the gradient 1, and a scalar that counts the batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.path = []
+
+    def forward(self, batch):
+        self.path.append(self.weight.item())
+        loss = self.weight - self.weight.detach() + 2
+        return loss, {"count": torch.tensor(float(len(self.path)))}
+
+    def end_epoch(self):
+        return {}
+
+
+def test_a_batch_counts_by_its_weight(log_file, tmp_path) -> None:
+    config = Config(method="sasrec", dataset=str(log_file), batch_size=32)
+    trainer = Trainer(config, checkpoint.load_data(config), tmp_path)
+    trainer.objective = Counting()
+    trainer.optimizer = torch.optim.SGD(trainer.objective.parameters(), lr=1)
+    trainer.schedule = torch.optim.lr_scheduler.ConstantLR(trainer.optimizer, factor=1)
+    weights = [batch.weight for batch in trainer.batches.epoch(0)]
+    means = trainer._train(1, tqdm(disable=True))
+    path = [*trainer.objective.path, trainer.objective.weight.item()]
+    assert [before - after for before, after in pairwise(path)] == pytest.approx(weights)
+    assert means["loss"] == pytest.approx(2 * sum(weights) / len(weights))
+    counts = [count * weight for count, weight in enumerate(weights, start=1)]
+    assert means["count"] == pytest.approx(sum(counts) / len(weights))

@@ -205,3 +205,12 @@ def test_histories_are_the_latest_items_before_the_target(split: LeaveOneOut, st
             assert not items[length:].any()
         seen += users.tolist()
     assert sorted(seen) == sorted(known)
+
+
+@pytest.mark.parametrize("rows", ["all-positions", "prefix"])
+def test_weights_let_a_target_count_the_same_in_every_batch(split: LeaveOneOut, rows: str) -> None:
+    epoch = list(batches(split, rows=rows, batch_size=20).epoch(0))
+    targets = np.array([(batch.targets > 0).sum().item() for batch in epoch])
+    assert len(set(targets)) > 1
+    weights = [batch.weight for batch in epoch]
+    assert weights == pytest.approx(targets / targets.mean())

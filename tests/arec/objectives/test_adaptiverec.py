@@ -135,6 +135,22 @@ def test_no_regulariser_in_the_first_epoch_then_the_previous_epoch_s(
 
 
 @pytest.mark.parametrize("regulariser", ["paper", "released"])
+def test_the_quantile_is_of_all_pairs_and_the_released_one_a_mean_over_batches(
+    adaptive, regulariser
+) -> None:
+    objective = adaptive(regulariser=regulariser, quantile=0.4)
+    torch.manual_seed(0)
+    alike, unlike = 1 + 0.01 * torch.randn(2 * B, 16), torch.randn(2 * B, 16)
+    for z in (alike, unlike):
+        objective.contrast(z, None)
+    seen = [similarities(z).flatten() for z in (alike, unlike)]
+    of_all, mean = torch.cat(seen).quantile(0.4), torch.stack([s.quantile(0.4) for s in seen]).mean()
+    assert mean - of_all > 0.1
+    expected = of_all if regulariser == "paper" else mean
+    assert objective.end_epoch()["k_stat"] == pytest.approx(expected.item(), abs=0.01)
+
+
+@pytest.mark.parametrize("regulariser", ["paper", "released"])
 def test_a_batch_without_candidates_says_nothing_of_the_epoch(adaptive, batch, regulariser) -> None:
     objective = adaptive(regulariser=regulariser)
     one_row = Batch(

@@ -1,0 +1,40 @@
+"""The table that people see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from arec.results import format_results
+from arec.tables import TABLE_METRICS
+
+CANDIDATES = {"random-100": np.ones((1, 100))}
+
+
+def test_a_row_for_each_protocol_and_what_it_means() -> None:
+    figures = {name: at / 10 for at, name in enumerate(TABLE_METRICS)}
+    metrics = {"valid": {}, "test": {"filtered": figures}, "popularity": {"random-100": figures}}
+    head, *rows = format_results(metrics, CANDIDATES).splitlines()
+    assert head.split() == list(TABLE_METRICS)
+    numbers = "     0.0000     0.1000     0.2000     0.3000     0.4000     0.5000"
+    assert rows[:2] == [f"{'test (filtered)':26}{numbers}", f"{'popularity (random-100)':26}{numbers}"]
+    assert [row.partition(":")[0] for row in rows[2:]] == [
+        "filtered", "popular-100, random-100: 100 items drawn by popularity or uniformly are, and the "
+        "target".partition(":")[0],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("correlation", "said"), [(None, "no correlation"), (-0.25, "correlation: -0.25")])
+def test_what_simthres_found(correlation: float | None, said: str) -> None:
+    metrics = {
+        "false_negatives": {"precision": 0.25, "recall": 0.5, "base_rate": 0.125, "selected": 0.0625},
+        "simthres": {"mean": 0.75, "std": 0.01, "quantile_std": 0.02, "correlation": correlation},
+    }
+    lines = format_results(metrics, CANDIDATES).splitlines()
+    assert f"{'above SimThres':26}     0.2500     0.5000" in lines
+    assert f"{'random, as many':26}     0.1250     0.0625" in lines
+    assert lines[-2:] == [
+        "SimThres, mean and deviation over rows: 0.7500 ± 0.0100",
+        f"deviation of each row's own quantile: 0.0200; {said}",
+    ]
+    assert "SimThres" not in format_results({}, CANDIDATES)
