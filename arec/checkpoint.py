@@ -10,12 +10,14 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import torch
 
+from arec import parallel
 from arec.config import PLACES, Config
 from arec.data import absolute, load
 from arec.data.interactions import Sequences
@@ -162,21 +164,27 @@ def load_data(config: Config, run: Path | None = None) -> LeaveOneOut:
     Raises:
         DataError: the data set cannot be found, fetched, read or used.
     """
-    try:
-        sequences = load(
-            config.dataset,
-            data_dir=config.data_dir,
-            user_column=config.user_column,
-            item_column=config.item_column,
-            time_column=config.time_column,
-            k_core=config.k_core,
-            seed=config.seed,
-        )
-    except DataNotFoundError as error:
-        if run is None:
-            raise
-        raise DataNotFoundError(f"{error}; {run / CONFIG} says where the data are") from None
-    return LeaveOneOut(sequences)
+
+    def read() -> LeaveOneOut:
+        try:
+            sequences = load(
+                config.dataset,
+                data_dir=config.data_dir,
+                user_column=config.user_column,
+                item_column=config.item_column,
+                time_column=config.time_column,
+                k_core=config.k_core,
+                seed=config.seed,
+            )
+        except DataNotFoundError as error:
+            if run is None:
+                raise
+            raise DataNotFoundError(f"{error}; {run / CONFIG} says where the data are") from None
+        return LeaveOneOut(sequences)
+
+    split = parallel.from_main(read)
+    # Built again from arrays that came from there, which have forgotten that they are read-only.
+    return split if parallel.is_main() else LeaveOneOut(replace(split.sequences))
 
 
 def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np.ndarray]:
@@ -237,8 +245,8 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
         ConfigError: its settings are not valid.
         DataError: the data are no longer where they were.
     """
-    config = read_config(run)
-    state = load_state(run / BEST)
+    config = parallel.from_main(lambda: read_config(run))
+    state = parallel.from_main(lambda: load_state(run / BEST))
     split = load_data(config, run)
     objective = build_objective(config, split.sequences.num_items)
     restore_model(objective, run / BEST, state, split.sequences)

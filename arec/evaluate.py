@@ -29,9 +29,8 @@ def evaluate_run(folder: Path) -> str:
 def main() -> None:
     parser = Parser("arec.evaluate", "Rank the test items with the checkpoint of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
-    folder = parser.parse_args().run
     with parallel.joined():
-        table = evaluate_run(folder)
+        table = evaluate_run(parallel.from_main(lambda: parser.parse_args().run))
         if parallel.is_main():
             print(table)
 

@@ -1,8 +1,11 @@
 """One run by several processes, as torchrun starts them; in a process of its own nothing of this does anything.
 
-Every process holds the data, the model and the optimiser, draws the same batches, and computes its share
-of the rows of each: the mean of the processes' gradients is what one process would have. The first one,
-"main", alone reads the data and writes the run. Tested with gloo on CPUs; NCCL, which GPUs take, is not.
+Every process holds the data, the model and the optimiser, draws the same batches, and encodes its share
+of the rows of each: the mean of the processes' gradients is what one process would have. What compares
+rows with each other, the contrast, is computed by every process for the gathered rows of all. The first
+process, "main", alone reads the data and writes the run.
+
+Tested with gloo on CPUs. GPUs, which take NCCL, have not run this.
 """
 
 from __future__ import annotations
@@ -24,23 +27,39 @@ from arec_kernels import distributed
 T = TypeVar("T")
 
 
+_joined = False
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """In the group of the processes that torchrun has started, if it has."""
+    global _joined
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield
         return
-    dist.init_process_group()
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    _joined = True
     yield
+    # Not after an error: the others may be waiting for this process, and torchrun ends them.
+    _joined = False
     dist.destroy_process_group()
 
 
 def count() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """1, too, in a group that is somebody else's."""
+    return dist.get_world_size() if _joined else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if count() > 1 else 0
+    return dist.get_rank() if _joined else 0
+
+
+def local_rank() -> int:
+    """Among the processes of this machine."""
+    return int(os.environ["LOCAL_RANK"])
 
 
 def is_main() -> bool:
@@ -72,6 +91,15 @@ def from_main(make: Callable[[], T]) -> T:
 def share(rows: int) -> slice:
     """Of so many rows, those of this process."""
     return slice(rows * rank() // count(), rows * (rank() + 1) // count())
+
+
+def share_of_mean(mean: Tensor, rows: int) -> Tensor:
+    """A mean over so many rows here, times what makes the mean over processes that over all their rows."""
+    if count() == 1:
+        return mean
+    all_rows = torch.tensor(float(rows), device=mean.device)
+    dist.all_reduce(all_rows)
+    return mean * (rows * count() / all_rows.clamp(min=1))
 
 
 def concatenated(own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

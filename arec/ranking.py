@@ -8,11 +8,12 @@ a model, a baseline and the generator of the built-in data all hand batches of (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
+from arec import parallel
 from arec.data.batches import gather_windows
 from arec.data.split import LeaveOneOut, Stage
 from arec.metrics import metrics_from_lists, metrics_from_ranks
@@ -220,26 +221,22 @@ def rank_targets(
 def evaluate_scores(
     split: LeaveOneOut,
     stage: Stage,
-    batches: Iterable[ScoreBatch],
+    scores: Callable[[LeaveOneOut], Iterable[ScoreBatch]],
     candidates: Candidates | None = None,
     cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, dict[str, float]]:
     """The metrics of each protocol: of ranks and, among all items, of lists too (`arec.metrics`).
 
-    Arguments and errors are as in `rank_targets`.
+    Args:
+        scores: the batches of `rank_targets` for the `eval_users` of a split. Of several processes each
+            ranks for its share of the users, and has the metrics of all.
+        candidates: see `rank_targets`.
     """
-    ranks, lists = rank_targets(split, stage, batches, candidates, top=max(cutoffs))
-    return metrics_of(split, stage, ranks, lists, cutoffs)
-
-
-def metrics_of(
-    split: LeaveOneOut,
-    stage: Stage,
-    ranks: Mapping[str, np.ndarray],
-    lists: Mapping[str, np.ndarray],
-    cutoffs: Sequence[int] = CUTOFFS,
-) -> dict[str, dict[str, float]]:
-    """The metrics of what `rank_targets` returns."""
+    own = parallel.share(len(split.eval_users))
+    part = split.ranking(split.eval_users[own])
+    sampled = {name: rows[own] for name, rows in (candidates or {}).items()}
+    ranked = rank_targets(part, stage, scores(part), sampled, top=max(cutoffs))
+    ranks, lists = map(parallel.concatenated, ranked)
     metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
     for protocol, items in lists.items():
         metrics[protocol] |= metrics_from_lists(

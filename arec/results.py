@@ -33,11 +33,12 @@ def final_metrics(
     metrics = {
         "valid": evaluate(objective, split, "valid"),
         "test": evaluate(objective, split, "test", candidates),
-        "popularity": evaluate_scores(split, "test", popularity_scores(split), candidates),
+        "popularity": evaluate_scores(split, "test", popularity_scores, candidates),
     }
     if split.sequences.planted is not None:
-        scores = upper_bound_scores(split, "test")
-        metrics["upper_bound"] = evaluate_scores(split, "test", scores, candidates)
+        metrics["upper_bound"] = evaluate_scores(
+            split, "test", lambda part: upper_bound_scores(part, "test"), candidates
+        )
     config = objective.config
     if isinstance(objective, AdaptiveRec) and config.contrastive:
         batches = training_batches(config, split)

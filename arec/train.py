@@ -104,12 +104,10 @@ def train(config: Config, folder: Path) -> str:
     # Without a state there is nothing to go on from but its settings.
     started = parallel.from_main((folder / LAST).exists)
     # Before anything is written: what cannot be loaded or built leaves nothing behind.
-    kept = folder if (folder / CONFIG).is_file() else None
-    data = parallel.from_main(lambda: load_data(config, kept))
-    trainer = Trainer(config, data, folder, resume=started)
-    new = parallel.is_main() and not kept
+    new = parallel.from_main(lambda: not (folder / CONFIG).is_file())
+    trainer = Trainer(config, load_data(config, None if new else folder), folder, resume=started)
     if new:
-        write_text(folder / CONFIG, config.to_toml())
+        parallel.from_main(lambda: write_text(folder / CONFIG, config.to_toml()))
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
         if new and config.unused:
             log.warning("%s does not use %s", config.method, ", ".join(config.unused))
@@ -185,8 +183,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
         **positives,
         **final_metrics(trainer.objective, split, candidates),
     }
-    if parallel.is_main():
-        write_json(folder / METRICS, metrics)
+    parallel.from_main(lambda: write_json(folder / METRICS, metrics))
     log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)
     return format_results(metrics, candidates)
 
@@ -202,6 +199,7 @@ def _logging_to(path: Path) -> Iterator[None]:
     if not parallel.is_main():
         log.disabled = True
         yield
+        log.disabled = False
         return
     log.setLevel(logging.INFO)
     try:

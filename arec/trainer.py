@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -34,14 +33,7 @@ from arec.data.batches import TrainingBatches, history_batches
 from arec.data.split import LeaveOneOut, Stage
 from arec.detection import false_negative_detection
 from arec.objectives import AdaptiveRec, Objective, build_objective
-from arec.ranking import (
-    CUTOFFS,
-    Candidates,
-    ScoreBatch,
-    metrics_of,
-    rank_targets,
-    users_at_once,
-)
+from arec.ranking import Candidates, ScoreBatch, evaluate_scores, users_at_once
 
 log = logging.getLogger("arec")
 
@@ -61,8 +53,10 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.partition(":")[0] not in ("cpu", "cuda"):
         raise RunError(f"device: expected auto, cpu or cuda, got {name!r}")
-    if name == "cuda" and parallel.count() > 1:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name.startswith("cuda") and parallel.count() > 1:
+        if name != "cuda":
+            raise RunError(f"device: expected auto, cpu or cuda with several processes, got {name!r}")
+        name = f"cuda:{parallel.local_rank()}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -101,20 +95,10 @@ def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Ite
 def evaluate(
     objective: Objective, split: LeaveOneOut, stage: Stage, candidates: Candidates | None = None
 ) -> dict[str, dict[str, float]]:
-    """The metrics of each protocol: see :func:`arec.ranking.evaluate_scores`.
-
-    Every process ranks for its share of the users and has the metrics of all.
-    """
-    own = parallel.share(len(split.eval_users))
-    part = split.ranking(split.eval_users[own])
-    ranks, lists = rank_targets(
-        part,
-        stage,
-        score_batches(objective, part, stage),
-        {name: rows[own] for name, rows in (candidates or {}).items()},
-        top=max(CUTOFFS),
+    """The metrics of each protocol: see :func:`arec.ranking.evaluate_scores`."""
+    return evaluate_scores(
+        split, stage, lambda part: score_batches(objective, part, stage), candidates
     )
-    return metrics_of(split, stage, parallel.concatenated(ranks), parallel.concatenated(lists))
 
 
 def training_batches(config: Config, split: LeaveOneOut, *, shares: int = 1) -> TrainingBatches:
@@ -139,7 +123,8 @@ class Trainer:
 
     Args:
         run: folder for ``log.jsonl`` (a line an epoch), ``checkpoint.pt`` (the best epoch's model)
-            and ``last.pt`` (all that is needed to go on after an interruption), by the main process.
+            and ``last.pt`` (all that is needed to go on after an interruption; of several processes
+            all but the main one go on within an epoch with other random numbers).
         resume: go on from the folder's ``last.pt``.
 
     Raises:
@@ -149,11 +134,6 @@ class Trainer:
     def __init__(
         self, config: Config, split: LeaveOneOut, run: Path, *, resume: bool = False
     ) -> None:
-        if config.batch_size % parallel.count():
-            raise RunError(
-                f"batch_size: expected a multiple of the {parallel.count()} processes that share a "
-                f"batch, got {config.batch_size}"
-            )
         self.config = config
         self.split = split
         self.run = run
@@ -161,6 +141,7 @@ class Trainer:
         self.precision = pick_precision(config.precision, self.device)
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, split.sequences.num_items).to(self.device)
+        parallel.from_main(self._check_shares)
         self.batches = training_batches(config, split, shares=parallel.count())
         self.valid_split = split.ranking_at_most(config.validation_users, config.seed)
         self.optimizer = torch.optim.AdamW(
@@ -172,9 +153,17 @@ class Trainer:
         # Of an unfinished epoch: batches done, sums of what was logged, seconds; and batches kept.
         self.step, self.sums, self.seconds, self.kept = 0, {}, 0.0, 0
         if resume:
+            state = parallel.from_main(lambda: load_state(run / LAST))
             with fitting(run / LAST):
-                self._restore(parallel.from_main(lambda: load_state(run / LAST)))
-        parallel.seed_share(config.seed, len(self.records), self.step)
+                self._restore(state)
+
+    def _check_shares(self) -> None:
+        size, processes = self.config.batch_size, parallel.count()
+        if size % processes:
+            raise RunError(
+                f"batch_size: expected a multiple of the {processes} processes that share a batch, got "
+                f"{size}"
+            )
 
     def _rate(self, step: int) -> float:
         """As a share of the peak: linear warm-up, then constant, or cosine decay to 0."""
@@ -221,25 +210,18 @@ class Trainer:
         self.records.append(record)
         if not self.best_epoch or self._validation(epoch) > self._validation(self.best_epoch):
             self.best_epoch = epoch
-            if parallel.is_main():
-                save(
-                    self.run / BEST,
-                    {
-                        "objective": self.objective.state_dict(),
-                        "epoch": epoch,
-                        "data": fingerprint(self.split.sequences),
-                    },
-                )
-        self._save_last()
+            parallel.from_main(self._save_best)
+        parallel.from_main(self._save_last)
         log.info("%s", describe(record))
 
     def _train(self, epoch: int, bar: tqdm) -> dict[str, float]:
         """One pass over the training batches; means of what the objective logs."""
         self.objective.train()
+        parallel.seed_share(self.config.seed, epoch, self.step)
         mixed = self.precision == "bfloat16"
         saved = time.perf_counter()
         for batch in islice(self.batches.epoch(epoch - 1), self.step, None):
-            own = batch.share(parallel.rank(), parallel.count())
+            own = batch.take(parallel.share(len(batch.lengths)))
             self.optimizer.zero_grad(set_to_none=True)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
                 loss, scalars = self.objective(own.to(self.device))
@@ -267,7 +249,7 @@ class Trainer:
                 saved = time.perf_counter()
         means = {name: value.item() / len(self.batches) for name, value in self.sums.items()}
         self.step, self.sums, self.seconds = 0, {}, 0.0
-        self._finite(epoch, means["loss"])
+        parallel.from_main(lambda: self._finite(epoch, means["loss"]))
         return means | self.objective.end_epoch()
 
     def _finite(self, epoch: int, loss: float) -> float:
@@ -294,9 +276,17 @@ class Trainer:
         epochs = f"{len(self.records)} epochs"
         return f"{epochs} and {self.kept} of {len(self.batches)} batches" if self.kept else epochs
 
+    def _save_best(self) -> None:
+        save(
+            self.run / BEST,
+            {
+                "objective": self.objective.state_dict(),
+                "epoch": self.best_epoch,
+                "data": fingerprint(self.split.sequences),
+            },
+        )
+
     def _save_last(self) -> None:
-        if not parallel.is_main():
-            return
         write_text(self.run / LOG, "".join(json.dumps(record) + "\n" for record in self.records))
         save(
             self.run / LAST,

@@ -54,10 +54,8 @@ def adaptive_info_nce(
         ValueError: an argument is not as described, torch.distributed is not initialised, or this
             process is not in `process_group`.
     """
-    check_views(z)
+    _check(z, process_group)
     check_reduction(reduction)
-    if dist.get_rank(process_group) < 0:
-        raise ValueError("process_group: expected one that this process is in")
     threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
     result = loss.adaptive_info_nce(
         _Exchange.apply(z, process_group, _gathered, _own),
@@ -73,17 +71,27 @@ def adaptive_info_nce(
     return own, stats._replace(positives=_own(stats.positives, process_group))
 
 
+def _check(z: Tensor, process_group: Group) -> None:
+    check_views(z)
+    if dist.get_rank(process_group) < 0:
+        raise ValueError("process_group: expected one that this process is in")
+
+
 def gather_views(z: Tensor, process_group: Group = None) -> Tensor:  # (2B, ...) -> (2BW, ...)
     """The rows of all W processes as one batch, first views first, for any function of them.
 
-    Where every process computes the same function of all rows, the mean of the processes' gradients,
+    Where every process computes the same function of all rows (with the same random numbers), the mean of the processes' gradients,
     of the rows' as of the function's own parameters, is the gradient of one process that has them all.
 
     Args:
         z: both views of the rows of this process; the same shape and type in every process, which is
             not checked.
-        process_group: as above.
+        process_group: the processes that share their rows; None: all.
+
+    Raises:
+        ValueError: as `adaptive_info_nce`, for both.
     """
+    _check(z, process_group)
     return _Exchange.apply(z, process_group, _gathered, _own_of_mean)
 
 
@@ -109,7 +117,8 @@ class _Exchange(torch.autograd.Function):
     """Rows one way and gradients the other, between those of one process and those of all.
 
     Everybody's losses give their gradients to all (`_own`, then `_gathered`), so that the gradient of all
-    rows is whole in every process, which keeps that of its own (`_gathered`, then `_own`).
+    rows is whole in every process, which keeps that of its own (`_gathered`, then `_own`). Where every
+    process has the loss of all rows, the gradient is whole without that (`_gathered`, then `_own_of_mean`).
     """
 
     @staticmethod

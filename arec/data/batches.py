@@ -32,7 +32,6 @@ class Batch:
     intents: Tensor | None = None  # (2B,) planted intent of the anchor's and the partner's target
     anchors: Tensor | None = None  # (B,) int64 number of items up to the anchor; None: all
     weight: float = 1.0  # its targets over those of the epoch's mean batch
-    part: float = 1.0  # of a share: its targets over those of the mean share
 
     @property
     def anchor_lengths(self) -> Tensor:  # (B,)
@@ -59,23 +58,10 @@ class Batch:
             return self.targets
         return self.targets.gather(1, lengths[:, None] - 1).squeeze(1)
 
-    def share(self, rank: int, count: int) -> Batch:
-        """The rows of one of ``count`` processes, which divides their number.
-
-        A mean over its targets has to be multiplied by ``part``, so that the mean of the shares is
-        that of the batch. Planted intents, which only whole batches are measured by, are left out.
-        """
-        rows = len(self.lengths) // count
-        own = slice(rank * rows, (rank + 1) * rows)
-        tensors = {
-            name: value[own]
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor) and name != "intents"
-        }
-        part = 1.0
-        if self.targets.ndim == 2:
-            part = float(tensors["lengths"].sum() * count / self.lengths.sum())
-        return replace(self, intents=None, part=part, **tensors)
+    def take(self, rows: slice) -> Batch:
+        """Some of its rows, to train on: planted intents only measure whole batches."""
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: x[rows] for name, x in tensors.items()} | {"intents": None})
 
     def to(self, device: torch.device) -> Batch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
@@ -102,8 +88,8 @@ class TrainingBatches:
     one) would count more than others.
 
     Args:
-        shares: processes that share a batch evenly, so ``batch_size`` is a multiple of it; an epoch
-            leaves out as many rows, each time others, as are one too many for that.
+        shares: the rows of a batch are shared evenly by so many processes, of which ``batch_size``
+            is a multiple; the rest of an epoch's rows, fewer than that, is left out, each time others.
 
     Raises:
         DataError: no user has two training items, or there is one item alone.
@@ -144,8 +130,8 @@ class TrainingBatches:
         self.rows = len(self.users) // shares * shares
         if not self.rows:
             raise DataError(
-                f"{split.sequences.name}: expected at least {shares} users to train with, a share for "
-                f"each process, got {len(self.users)}"
+                f"{split.sequences.name}: expected at least {shares} rows to train on, one for each "
+                f"process, got {len(self.users)}"
             )
         self.index = TargetIndex(split) if partners else None
 

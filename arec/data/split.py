@@ -57,7 +57,7 @@ class LeaveOneOut:
     def ranking(self, users: np.ndarray) -> LeaveOneOut:
         """The same split with these of its `eval_users`, in their order."""
         fewer = copy.copy(self)
-        fewer.eval_users = users
+        fewer.eval_users = users.copy()
         fewer.eval_users.setflags(write=False)
         return fewer
 

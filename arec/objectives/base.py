@@ -27,7 +27,9 @@ class Objective(nn.Module):
         """The loss to minimise (0-d) and detached 0-d tensors to log, averaged over the epoch.
 
         Runs under autocast with ``precision = "bfloat16"``. The trainer weights both by
-        ``batch.weight`` and logs the loss itself as "loss".
+        ``batch.weight`` and logs the loss itself as "loss". Of several processes each has its share of
+        the batch, and the mean of their losses counts: what compares rows with each other goes through
+        `parallel.gather_views`, and a mean over targets, whose number differs, is `item_loss`'s.
         """
         raise NotImplementedError
 

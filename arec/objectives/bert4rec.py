@@ -29,7 +29,7 @@ class BERT4Rec(Objective):
         # A bias is an item's product with a state's component that is always 1.
         states = F.pad(self.output(hidden), (0, 1), value=1)
         table = torch.cat([self.encoder.item_table, self.item_biases[:, None]], dim=1)
-        loss = batch.part * item_loss(states, table, targets, self.config.sampled_negatives)
+        loss = item_loss(states, table, targets, self.config.sampled_negatives)
         return loss, {"L_basic": loss.detach()}
 
     def features(self, inputs: Tensor, lengths: Tensor) -> Tensor:

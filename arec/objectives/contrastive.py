@@ -66,8 +66,7 @@ class ContrastiveObjective(Objective):
             loss, anchor = next_item_loss(self.encoder, batch, sampled)
         else:
             states, items = masked_states(self.encoder, batch, self.config)
-            loss = batch.part * item_loss(states, self.encoder.item_table, items, sampled)
-            anchor = None
+            loss, anchor = item_loss(states, self.encoder.item_table, items, sampled), None
         logged = {"L_basic": loss.detach()}
         if not self.config.lambda_cl:
             return loss, logged

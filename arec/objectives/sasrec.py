@@ -27,10 +27,9 @@ def next_item_loss(
     """
     if batch.targets.ndim == 1:
         last = encoder(batch.inputs, batch.lengths, last_only=True)
-        loss = item_loss(last, encoder.item_table, batch.targets, sampled_negatives)
-        return batch.part * loss, last
+        return item_loss(last, encoder.item_table, batch.targets, sampled_negatives), last
     hidden = encoder(batch.inputs, batch.lengths)
     real = batch.targets > 0
     loss = item_loss(hidden[real], encoder.item_table, batch.targets[real], sampled_negatives)
     rows = torch.arange(len(hidden), device=hidden.device)
-    return batch.part * loss, hidden[rows, batch.anchor_lengths - 1]
+    return loss, hidden[rows, batch.anchor_lengths - 1]

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from arec import parallel
+
 # On a CPU a chunk's logits should stay in the last-level cache; a GPU wants larger products.
 _LOGITS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
 # The softmax of a chunk goes over so many logits at a time: float32 that stays in a core's own cache.
@@ -24,13 +26,16 @@ def item_loss(
 ) -> Tensor:  # 0-d
     """`full_softmax_loss`, or the estimate of it in which drawn items stand for those not drawn.
 
-    Every target of the batch is there, for all positions, and at least ``sampled_negatives`` of the
+    A mean over the targets of all processes of a run, in the sense of `parallel.share_of_mean`.
+
+    Every target of the batch (of this process's share) is there, for all positions, and at least ``sampled_negatives`` of the
     other items, drawn uniformly without replacement; each of these counts as often as there are
     others to one drawn. So the sums of exponentials are unbiased, and their logarithms, the loss,
     a little low; with all items drawn both are exact.
     """
     if sampled_negatives is None:
-        return full_softmax_loss(hidden, item_table, targets)
+        loss = full_softmax_loss(hidden, item_table, targets)
+        return parallel.share_of_mean(loss, len(targets))
     known, labels = targets.unique(return_inverse=True)
     is_other = torch.ones(len(item_table), dtype=torch.bool, device=targets.device)
     is_other[0] = is_other[known] = False
@@ -41,7 +46,8 @@ def item_loss(
     rows = F.pad(item_table[torch.cat([known, drawn])], (0, 0, 1, 0))
     stand_for = rows.new_ones(len(rows) - 1, dtype=torch.float32)
     stand_for[len(known) :] = len(others) / max(len(drawn), 1)
-    return _FullSoftmax.apply(hidden, rows, labels + 1, stand_for.log())
+    loss = _FullSoftmax.apply(hidden, rows, labels + 1, stand_for.log())
+    return parallel.share_of_mean(loss, len(targets))
 
 
 def full_softmax_loss(

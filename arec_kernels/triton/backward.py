@@ -238,7 +238,7 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of z, (N, D) in its type, and of the threshold, (N,): the op `triton_backward`.
 
-    Two launches; above MAX_WHOLE_WIDTH columns a program holds only part of a row, and a third
+    Two launches and one for a mean; above MAX_WHOLE_WIDTH columns a program holds only part of a row, and a third
     takes the gradient through the normalisation.
     """
     n, d = z.shape

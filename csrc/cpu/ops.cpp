@@ -164,7 +164,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
   const RowValues<T> upstream = reduction.none ? RowValues<T>("grad_loss", grad_loss, n)
                                                : RowValues<T>("grad_loss", grad_loss);
-  const double weight = reduction.weight(n);  // 1 for each row's own
+  const double weight = reduction.weight(n);
   const RowValues<T> thresholds("threshold", threshold, n),
       similarities("positives_similarity", positives_similarity, n);
   const RowValues<double> logs("log_denominator", log_denominator, n, ScalarType::Double);

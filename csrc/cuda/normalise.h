@@ -71,10 +71,11 @@ __global__ void __launch_bounds__(kThreads) normalise_for_backward(Coefficients 
   const float similarity = similarity_with_partner<F>(p.rows, i);
   // Even lanes for the row and odd ones for its partner: what is in double is slow on some cards.
   const int row = lane() % 2 == 0 ? i : p.rows.partner_of(i);
-  const auto mine = i < n ? p.loss.factors<float>(p.grad_loss_weight * p.grad_loss[row * p.grad_loss_stride], p.log_denominator[row],
-                                                  p.num_positives[row], p.positives_similarity[row],
-                                                  p.loss.inverse_temperature, p.threshold_width)
-                          : RowFactors<float>{};
+  const auto mine =
+      i < n ? p.loss.factors<float>(p.grad_loss_weight * p.grad_loss[row * p.grad_loss_stride], p.log_denominator[row],
+                                    p.num_positives[row], p.positives_similarity[row], p.loss.inverse_temperature,
+                                    p.threshold_width)
+            : RowFactors<float>{};
   float partner_entry = mine.partner(similarity, float(p.loss.inverse_temperature));
   partner_entry += __shfl_xor_sync(0xffffffff, partner_entry, 1);
   if (lane() != 0) return;

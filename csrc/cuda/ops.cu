@@ -229,7 +229,7 @@ std::tuple<Tensor, Tensor> backward(
                logs = input.row_values("log_denominator", log_denominator, ScalarType::Double),
                similarities = input.row_values("positives_similarity", positives_similarity),
                counts = input.row_values("num_positives", num_positives, ScalarType::Long);
-  STD_TORCH_CHECK(grad_loss.dim() == how.none && (!how.none || grad_loss.size(0) == n) &&
+  STD_TORCH_CHECK(grad_loss.dim() == (how.none ? 1 : 0) && (!how.none || grad_loss.size(0) == n) &&
                       grad_loss.scalar_type() == ScalarType::Float && grad_loss.device() == z.device(),
                   "grad_loss: expected one value, or one a row without a reduction, of the op's type, where z is");
   const bool soft = threshold_grad > 0;

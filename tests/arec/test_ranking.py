@@ -199,7 +199,9 @@ def test_candidates_are_drawn_one_after_the_other(monkeypatch, tries):
 def test_sampled_protocols_stand_beside_the_whole_ranking(split):
     scores = torch.rand(5, 21)
     drawn = draw_candidates(split, "test", seed=0)
-    metrics = evaluate_scores(split, "test", [(split.eval_users, scores)], drawn, cutoffs=(5, 20))
+    metrics = evaluate_scores(
+        split, "test", lambda part: [(part.eval_users, scores)], drawn, cutoffs=(5, 20)
+    )
     assert list(metrics) == ["filtered", "unfiltered", "popular-100", "random-100"]
     # All items that are left are candidates, and repetitions leave the history of nobody here.
     assert metrics["random-100"].items() <= metrics["filtered"].items()
@@ -239,8 +241,8 @@ def test_popularity_ranks_by_training_counts(split, monkeypatch):
 
 def test_upper_bound_beats_popularity_by_far_and_alike_in_both_protocols():
     split = LeaveOneOut(builtin.generate(seed=1, num_users=500, num_items=200, num_intents=8))
-    bound = evaluate_scores(split, "test", upper_bound_scores(split, "test"))
-    popularity = evaluate_scores(split, "test", popularity_scores(split))
+    bound = evaluate_scores(split, "test", lambda part: upper_bound_scores(part, "test"))
+    popularity = evaluate_scores(split, "test", popularity_scores)
     assert bound["filtered"] == bound["unfiltered"]
     assert bound["filtered"]["NDCG@10"] > 2 * popularity["filtered"]["NDCG@10"]
 
