@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -64,7 +65,10 @@ def test_resumed_run_equals_an_uninterrupted_one(
             call(train, monkeypatch, *options, "--run-dir", tmp_path / "cut")
     assert exit.value.code == 130
     kept = f"{last} epochs" + (f" and {batches} of " if batches else f"; --resume {tmp_path / 'cut'}")
-    assert f"interrupted after {kept}" in capsys.readouterr().err
+    messages = capsys.readouterr().err
+    assert f"interrupted after {kept}" in messages
+    saved = re.findall(rf"^epoch +{last + 1} .* after 1 of 3 batches, saved$", messages, re.MULTILINE)
+    assert len(saved) == batches
     if last:
         call(evaluate, monkeypatch, tmp_path / "cut")
         assert "training has not finished" in capsys.readouterr().err

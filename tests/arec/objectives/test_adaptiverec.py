@@ -166,12 +166,12 @@ def test_a_batch_without_candidates_says_nothing_of_the_epoch(adaptive, batch, r
     assert objective.end_epoch()["k_stat"] == alone, "the last one that there was"
 
 
-def test_epoch_quantile_is_exact_to_a_bin() -> None:
+def test_epoch_quantile_is_the_edge_above_it() -> None:
     values = torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 2 - 1
     histogram = torch.histc(values, 2000, -1, 1).long()
     for q in (0.5, 0.9, 0.99):
-        got = module._histogram_quantile(histogram, q).item()
-        assert got == pytest.approx(values.quantile(q).item(), abs=5e-3)
+        edge = module._histogram_quantile(histogram, q).item()
+        assert (values < edge + 1e-6).sum() >= q * 1000 > (values < edge - 1e-3 - 1e-6).sum()
 
 
 @pytest.mark.parametrize("encoder_too", [True, False])
