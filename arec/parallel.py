@@ -25,8 +25,6 @@ from arec.errors import UserError
 from arec_kernels import distributed
 
 T = TypeVar("T")
-
-
 _joined = False
 
 
@@ -34,13 +32,13 @@ _joined = False
 def joined() -> Iterator[None]:
     """In the group of the processes that torchrun has started, if it has."""
     global _joined
-    if os.environ.get("WORLD_SIZE", "1") == "1":
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
-    gpu = torch.cuda.is_available()
-    if gpu:
+    gpus = torch.cuda.device_count()
+    if local_rank() < gpus:
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
     _joined = True
     yield
     # Not after an error: the others may be waiting for this process, and torchrun ends them.
@@ -67,18 +65,21 @@ def is_main() -> bool:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What the main process makes, in every process.
+    """What the main process makes, as if it were alone, in every process.
 
     An error that a person can mend is raised there, and ends the others without a word.
     """
+    global _joined
     if count() == 1:
         return make()
     made, error = None, None
     if is_main():
+        _joined = False
         try:
             made = make()
         except (UserError, SystemExit) as caught:
             error = caught
+        _joined = True
     box = [made, None if error is None else getattr(error, "code", 2)]
     dist.broadcast_object_list(box)
     if error is not None:
@@ -94,7 +95,7 @@ def share(rows: int) -> slice:
 
 
 def share_of_mean(mean: Tensor, rows: int) -> Tensor:
-    """A mean over so many rows here, times what makes the mean over processes that over all their rows."""
+    """A mean over so many rows here, weighted so that its mean over processes is that over all rows."""
     if count() == 1:
         return mean
     all_rows = torch.tensor(float(rows), device=mean.device)
@@ -140,6 +141,7 @@ def gather_views(z: Tensor) -> Tensor:  # (2B, d) -> (2BW, d)
 
 
 def gather_rows(rows: Tensor) -> Tensor:  # (B,) -> (BW,)
+    """Numbers of the rows of all processes, in the order in which `gather_views` has these."""
     if count() == 1:
         return rows
     parts = [torch.empty_like(rows) for _ in range(count())]

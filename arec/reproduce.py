@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arec import parallel
 from arec.checkpoint import (
     BEST,
     METRICS,
@@ -110,7 +111,8 @@ def find_missing(runs: Iterable[Planned]) -> list[Planned]:
 
 def train_all(missing: Sequence[Planned]) -> None:
     for number, (folder, config) in enumerate(missing, start=1):
-        print(f"run {number} of {len(missing)}: {folder}", file=sys.stderr)
+        if parallel.is_main():
+            print(f"run {number} of {len(missing)}: {folder}", file=sys.stderr)
         train(config, folder)
 
 
@@ -154,6 +156,22 @@ def draw_figures(plan: Plan, seeds: Sequence[int], needed: FigureRuns) -> None:
 
 
 def main() -> None:
+    with parallel.joined():
+        what, seeds, plans, needed, missing = parallel.from_main(planned)
+        train_all(missing)
+
+        def write() -> None:
+            for plan, runs in zip(plans, needed):
+                if what in TABLES:
+                    write_table(plan, what, seeds, runs)
+                else:
+                    draw_figures(plan, seeds, runs)
+
+        parallel.from_main(write)
+
+
+def planned() -> tuple[str, range, list[Plan], list[TableRuns | FigureRuns], list[Planned]]:
+    """What the command line asks for, its seeds, plans and the runs that they need; which are missing."""
     parser = Parser(
         "arec.reproduce",
         "Make a table of the paper again, beside its figures, or draw its figures again. Without "
@@ -197,12 +215,7 @@ def main() -> None:
     missing = find_missing(run for runs in needed for each in runs.values() for run in each)
     for plan, runs in zip(plans, needed):
         print(f"{plan.name}: {describe(plan, runs)}", file=sys.stderr)
-    train_all(missing)
-    for plan, runs in zip(plans, needed):
-        if table:
-            write_table(plan, arguments.what, seeds, runs)
-        else:
-            draw_figures(plan, seeds, runs)
+    return arguments.what, seeds, plans, needed, missing
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ def adaptive_info_nce(
         ValueError: an argument is not as described, torch.distributed is not initialised, or this
             process is not in `process_group`.
     """
-    _check(z, process_group)
     check_reduction(reduction)
+    _check(z, process_group)
     threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
     result = loss.adaptive_info_nce(
         _Exchange.apply(z, process_group, _gathered, _own),

@@ -26,12 +26,11 @@ def item_loss(
 ) -> Tensor:  # 0-d
     """`full_softmax_loss`, or the estimate of it in which drawn items stand for those not drawn.
 
-    A mean over the targets of all processes of a run, in the sense of `parallel.share_of_mean`.
-
-    Every target of the batch (of this process's share) is there, for all positions, and at least ``sampled_negatives`` of the
-    other items, drawn uniformly without replacement; each of these counts as often as there are
-    others to one drawn. So the sums of exponentials are unbiased, and their logarithms, the loss,
-    a little low; with all items drawn both are exact.
+    Every target of the batch (of its share that a process has) is there, for all positions, and at
+    least ``sampled_negatives`` of the other items, drawn uniformly without replacement; each of these
+    counts as often as there are others to one drawn. So the sums of exponentials are unbiased, and
+    their logarithms, the loss, a little low; with all items drawn both are exact. Of several processes
+    the mean is that over the targets of all, see `parallel.share_of_mean`.
     """
     if sampled_negatives is None:
         loss = full_softmax_loss(hidden, item_table, targets)

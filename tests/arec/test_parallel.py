@@ -111,7 +111,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(PROCESSES),
-        "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
     with parallel.joined():
         run = folder / f"run-{rank}"
@@ -215,6 +215,23 @@ def test_a_batch_that_does_not_divide(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "run").exists()
 
 
+def test_what_the_main_process_makes_it_makes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else what is made could wait for the others, who wait for it."""
+    monkeypatch.setattr(parallel, "_joined", True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    sent = []
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box: sent.append(list(box)))
+    assert parallel.from_main(parallel.count) == 1 and parallel.count() == 3
+    for error, code in [(RunError("no"), 2), (SystemExit(0), 0)]:
+        def fails(error=error):
+            raise error
+        with pytest.raises(type(error)):
+            parallel.from_main(fails)
+        assert sent[-1] == [None, code]
+        assert parallel.count() == 3
+
+
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
@@ -240,3 +257,9 @@ def test_the_programs_under_torchrun(log_file: Path, tmp_path: Path) -> None:
     assert refused.returncode != 0
     assert refused.stderr.count("holds a run already") == 1
     assert "arec/" not in refused.stderr, "no traceback of ours"
+
+    table = torchrun("arec.reproduce", "table1", "--dataset", log_file, "--device", "cpu",
+                     "--runs-dir", tmp_path / "runs", "--epochs", 1, *SMALL)  # fmt: skip
+    assert table.returncode == 0, table.stderr
+    assert table.stderr.count("run 3 of 3") == table.stdout.count("Table 1") == 1
+    assert len(list((tmp_path / "runs").glob("*/metrics.json"))) == 3

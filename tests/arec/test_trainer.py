@@ -151,12 +151,12 @@ def test_a_broken_last_checkpoint_names_the_way_out(
 def test_few_users_validate_and_all_are_tested(log_file, tmp_path, monkeypatch) -> None:
     ranked = []
 
-    def counted(split, stage, batches, *args, **kwargs):
+    def counted(split, stage, *args):
         ranked.append((stage, len(split.eval_users)))
-        return rank(split, stage, batches, *args, **kwargs)
+        return rank(split, stage, *args)
 
-    rank = arec.trainer.rank_targets
-    monkeypatch.setattr(arec.trainer, "rank_targets", counted)
+    rank = arec.trainer.evaluate_scores
+    monkeypatch.setattr(arec.trainer, "evaluate_scores", counted)
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 2,
          "--validation-users", 7, *SMALL)  # fmt: skip
     assert ranked == [("valid", 7), ("valid", 7), ("valid", 90), ("test", 90)]

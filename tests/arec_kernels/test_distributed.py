@@ -35,8 +35,10 @@ def own_loss(members: list[int]) -> dict[str, Tensor]:
     """Loss and gradients of this process in a group of `members`, each with its part of a problem."""
     group = dist.new_group(members)
     if dist.get_rank() not in members:
-        with pytest.raises(ValueError, match="process_group: expected one that this process is in"):
-            distributed.adaptive_info_nce(torch.ones(2, 1), 0.0, process_group=group)
+        for function in (distributed.adaptive_info_nce, distributed.gather_views):
+            threshold = {"threshold": 0.0} if function is distributed.adaptive_info_nce else {}
+            with pytest.raises(ValueError, match="process_group: expected one that this process is in"):
+                function(torch.ones(2, 1), **threshold, process_group=group)
         return {}
     z, threshold, groups, upstream = (
         of_process(x, dist.get_rank(group), len(members)) for x in problem(len(members))
@@ -117,6 +119,11 @@ def test_a_step_under_data_parallelism_is_that_of_one_process(results: list[dict
     for result in results:
         torch.testing.assert_close(result["averaged"], alone.weight.grad)
         torch.testing.assert_close(result["gathered"], alone.weight.grad)
+
+
+def test_gather_views_of_an_odd_number_of_rows() -> None:
+    with pytest.raises(ValueError, match="z: expected an even number of rows"):
+        distributed.gather_views(torch.ones(3, 1))
 
 
 def test_without_a_process_group() -> None:
