@@ -41,6 +41,21 @@ def test_opcheck(compiled, device, dtype, permuted, grouped) -> None:
     torch.library.opcheck(op["uniformity"], (z,))
 
 
+def test_ops_refuse_other_reductions_and_gradients(compiled, device) -> None:
+    if compiled == "triton":
+        pytest.skip("the Triton op leaves that to its callers")
+    z = make_rows(6, 4, device=device)
+    k = clear_thresholds(z)
+    forward, backward = (OPS[name][compiled] for name in ("forward", "backward"))
+    with pytest.raises(RuntimeError, match="reduction: expected mean, sum or none, got max"):
+        forward(z, k, None, *OPTIONS, "max", 0)
+    _, *statistics, _ = forward(z, k, None, *OPTIONS, "none", 0)
+    for reduction, shape in [("mean", (6,)), ("sum", (1,)), ("none", ()), ("none", (5,))]:
+        upstream = torch.ones(shape, device=device)
+        with pytest.raises(RuntimeError, match="grad_loss: expected one value"):
+            backward(upstream, z, k, None, *statistics, *OPTIONS, reduction, 0.0)
+
+
 def differentiate(loss, z, k):
     z, k = z.detach().requires_grad_(), k.detach().requires_grad_()
     rows, stats = loss(z, k)
