@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from arec import parallel
 from arec.checkpoint import RunError, load_run
 from arec.cli import Parser, run
 from arec.data.batches import gather_windows
@@ -77,6 +78,11 @@ def recommend(
 
 
 def main() -> None:
+    with parallel.joined():  # only to write once what one process is enough for
+        parallel.from_main(write_recommendations)
+
+
+def write_recommendations() -> None:
     parser = Parser(
         "arec.recommend",
         "Recommend with the checkpoint of a run what comes after all items of a user, of those that "

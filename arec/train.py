@@ -150,11 +150,12 @@ def _fit_and_rank(trainer: Trainer) -> str:
             100 * repeated,
         )
     log.info(
-        "%s: %d parameters, on %s in %s; run folder %s",
+        "%s: %d parameters, on %s in %s%s; run folder %s",
         config.method,
         sum(parameter.numel() for parameter in trainer.objective.parameters()),
         trainer.device,
         trainer.precision,
+        f", {parallel.count()} processes" if parallel.count() > 1 else "",
         folder,
     )
     records = trainer.fit()

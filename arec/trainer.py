@@ -134,6 +134,8 @@ class Trainer:
     def __init__(
         self, config: Config, split: LeaveOneOut, run: Path, *, resume: bool = False
     ) -> None:
+        processes = parallel.count()
+        parallel.from_main(lambda: _check_shares(config.batch_size, processes))
         self.config = config
         self.split = split
         self.run = run
@@ -141,8 +143,7 @@ class Trainer:
         self.precision = pick_precision(config.precision, self.device)
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, split.sequences.num_items).to(self.device)
-        parallel.from_main(self._check_shares)
-        self.batches = training_batches(config, split, shares=parallel.count())
+        self.batches = training_batches(config, split, shares=processes)
         self.valid_split = split.ranking_at_most(config.validation_users, config.seed)
         self.optimizer = torch.optim.AdamW(
             self.objective.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -156,14 +157,6 @@ class Trainer:
             state = parallel.from_main(lambda: load_state(run / LAST))
             with fitting(run / LAST):
                 self._restore(state)
-
-    def _check_shares(self) -> None:
-        size, processes = self.config.batch_size, parallel.count()
-        if size % processes:
-            raise RunError(
-                f"batch_size: expected a multiple of the {processes} processes that share a batch, got "
-                f"{size}"
-            )
 
     def _rate(self, step: int) -> float:
         """As a share of the peak: linear warm-up, then constant, or cosine decay to 0."""
@@ -328,6 +321,14 @@ class Trainer:
         self.step = self.kept = state["step"]
         self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
         self.seconds = state["seconds"]
+
+
+def _check_shares(batch_size: int, processes: int) -> None:
+    if batch_size % processes:
+        raise RunError(
+            f"batch_size: expected a multiple of the {processes} processes that share a batch, got "
+            f"{batch_size}"
+        )
 
 
 def describe(record: dict[str, Any]) -> str:

@@ -208,8 +208,10 @@ def test_fewer_rows_than_processes() -> None:
 
 
 def test_a_batch_that_does_not_divide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "count", lambda: 3)
-    monkeypatch.setattr(parallel, "from_main", lambda make: make())
+    monkeypatch.setattr(parallel, "_joined", True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "broadcast_object_list", lambda box: None)
     with pytest.raises(RunError, match="batch_size: expected a multiple of the 3 processes"):
         Trainer(config_of(method="sasrec"), histories(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -247,6 +249,7 @@ def test_the_programs_under_torchrun(log_file: Path, tmp_path: Path) -> None:
     assert training.returncode == 0, training.stderr
     assert training.stdout.count("test (filtered)") == 1
     assert training.stderr.count("90 users, 20 items") == training.stderr.count("best epoch") == 1
+    assert "on cpu in float32, 2 processes;" in training.stderr
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["processes"] == PROCESSES and metrics["epochs"] == 2
 
@@ -257,6 +260,13 @@ def test_the_programs_under_torchrun(log_file: Path, tmp_path: Path) -> None:
     assert refused.returncode != 0
     assert refused.stderr.count("holds a run already") == 1
     assert "arec/" not in refused.stderr, "no traceback of ours"
+    odd = torchrun("arec.train", *settings, "--run-dir", tmp_path / "odd", "--batch-size", 31)
+    assert odd.stderr.count("expected a multiple of the 2 processes") == 1
+    assert not (tmp_path / "odd").exists()
+
+    recommended = torchrun("arec.recommend", run, "--users", "user3", "--top", 2)
+    assert recommended.stdout.count("user,rank,item,score") == 1
+    assert len(recommended.stdout.splitlines()) == 3
 
     table = torchrun("arec.reproduce", "table1", "--dataset", log_file, "--device", "cpu",
                      "--runs-dir", tmp_path / "runs", "--epochs", 1, *SMALL)  # fmt: skip
