@@ -24,11 +24,16 @@ def figures(value: float) -> dict:
     return {"test": {ranking: metrics for ranking in rankings}}
 
 
+def results_of(name: str, values: dict[str, list[float]]) -> dict:
+    """A run for each value of a method."""
+    return {key: list(map(figures, values[key[0]])) for key in tables.TABLES[name].runs()}
+
+
 @pytest.mark.parametrize("name", ["table1", "table2"])
 def test_stands_beside_the_paper(name) -> None:
     table = tables.TABLES[name]
     values = {"cl4srec": [0.1, 0.1], "duorec": [0.1, 0.3], "adaptiverec": [0.21, 0.21]}
-    results = {key: list(map(figures, values[key[0]])) for key in table.runs()}
+    results = results_of(name, values)
     for dataset in table.datasets:
         text = tables.to_markdown(name, dataset, results, "")
         head, _, *rows = [
@@ -69,7 +74,7 @@ def test_the_published_figures_agree_with_themselves() -> None:
 
 def test_a_data_set_that_the_paper_has_not() -> None:
     values = {"cl4srec": [0.1], "duorec": [0.1, 0.3], "adaptiverec": [0.21, 0.23]}
-    results = {key: list(map(figures, values[key[0]])) for key in tables.TABLES["table1"].runs()}
+    results = results_of("table1", values)
     for run in results["adaptiverec", "us_x"]:
         run["test"]["filtered"] = dict.fromkeys(tables.TABLE_METRICS, 0.5)
     cells = {"cl4srec": "0.1000", "duorec": "0.2000 ± 0.1414", "adaptiverec": "0.2200 ± 0.0141"}
@@ -95,7 +100,7 @@ def test_a_data_set_that_the_paper_has_not() -> None:
 
 def test_csv_has_every_figure_in_a_line() -> None:
     values = {"cl4srec": [0.1], "duorec": [0.1, 0.3], "adaptiverec": [0.21, 0.23]}
-    results = {key: list(map(figures, values[key[0]])) for key in tables.TABLES["table1"].runs()}
+    results = results_of("table1", values)
     head, *rows = csv.reader(tables.to_csv("table1", "beauty", results).splitlines())
     paper = tables.published()["table1"]["beauty"]
     rows = [dict(zip(head, row)) for row in rows]
