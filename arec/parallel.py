@@ -79,7 +79,8 @@ def from_main(make: Callable[[], T]) -> T:
             made = make()
         except (UserError, SystemExit) as caught:
             error = caught
-        _joined = True
+        finally:
+            _joined = True
     box = [made, None if error is None else getattr(error, "code", 2)]
     dist.broadcast_object_list(box)
     if error is not None:
