@@ -1,7 +1,7 @@
 """Builds arec_kernels._C and _C_cuda; everything else about the package is in pyproject.toml.
 
 The CPU kernels are one source compiled once for each instruction set that the compiler knows. Without
-a C++ compiler that knows half precision (gcc 12) the package installs without the extension and runs
+a C++ compiler that is new enough (gcc 11, clang 14) the package installs without the extension and runs
 on the PyTorch reference. The CUDA kernels are built where torch was built with CUDA and nvcc is there,
 for the architectures of TORCH_CUDA_ARCH_LIST or the cards of this machine; AREC_CUDA=0 leaves them out,
 and with AREC_CUDA=1 the installation fails where they cannot be built.
@@ -56,7 +56,7 @@ def headers(folder: Path) -> list[str]:
 
 def accepted(flags: list[str]) -> bool:
     """Whether the compiler compiles with these flags what the kernels cannot do without."""
-    source = b"_Float16 half(float x) { return _Float16(__builtin_bit_cast(float, x)); }"
+    source = b"float value(int bits) { return __builtin_bit_cast(float, bits); }"
     command = [*COMPILER, *flags, "-fsyntax-only", "-x", "c++", "-"]
     return not subprocess.run(command, input=source, capture_output=True, check=False).returncode
 
@@ -100,7 +100,7 @@ class Build(BuildExtension):
 def cpu_extensions() -> list:
     found = shutil.which(COMPILER[0])
     if not found or not accepted([]):
-        lack = "has no _Float16 (gcc has it from 12 on)" if found else "is not there"
+        lack = "has no __builtin_bit_cast (gcc has it from 11 on)" if found else "is not there"
         print(f"arec: the C++ compiler {COMPILER[0]} {lack}: installing without the compiled kernels; "
               "arec_kernels will run on its PyTorch reference", file=sys.stderr)
         return []

@@ -82,7 +82,8 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
     auto sum = V::broadcast(0);
     for (int64_t c = tile.first_column(i, V::kLanes); c < kTile; c += V::kLanes) {
       const int64_t j = tile.column + c;
-      const auto x = V::load(s + r * kTile + c), candidate = candidates(c);
+      const auto x = V::load(s + r * kTile + c);
+      const auto candidate = candidates(c);
       const auto row = pull(x, V::broadcast(pairs.threshold[i]),
                             V::broadcast(own_shift ? pairs.shift[i] : 0),
                             V::broadcast(p.constant[i]) + V::broadcast(p.linear[i]) * x,

@@ -31,11 +31,30 @@ struct BFloat16 {
   static void store(void* p, int64_t i, float x) { ((uint16_t*)p)[i] = narrow(x); }
   static float round(float x) { return widen(narrow(x)); }
 };
+// In integers, since not every compiler has a type for it, and without arithmetic on subnormal floats,
+// which a processor may be set to take for zero.
 struct Float16 {
   using Value = float;
-  static float load(const void* p, int64_t i) { return float(((const _Float16*)p)[i]); }
-  static void store(void* p, int64_t i, float x) { ((_Float16*)p)[i] = _Float16(x); }
-  static float round(float x) { return float(_Float16(x)); }
+  static float widen(uint16_t x) {
+    const uint32_t sign = uint32_t(x & 0x8000) << 16, magnitude = x & 0x7fff;
+    const uint32_t normal = (magnitude << 13) + (magnitude < 0x7c00 ? 112u << 23 : 224u << 23),
+                   subnormal = __builtin_bit_cast(uint32_t, float(int32_t(magnitude)) * 0x1p-24f);
+    return __builtin_bit_cast(float, sign | (magnitude < 0x400 ? subnormal : normal));
+  }
+  static uint16_t narrow(float x) {  // to the nearest, ties to even; NaN stays NaN
+    const uint32_t bits = __builtin_bit_cast(uint32_t, x), magnitude = bits & 0x7fffffff;
+    // Beside 1/2 the last digit is that of the smallest numbers.
+    const float beside_half = __builtin_bit_cast(float, magnitude) + 0.5f;
+    const uint32_t normal = (magnitude + 0xfff + ((magnitude >> 13) & 1) - (112u << 23)) >> 13,
+                   subnormal = __builtin_bit_cast(uint32_t, beside_half) - (126u << 23),
+                   infinite = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+    return uint16_t(bits >> 16 & 0x8000) | uint16_t(magnitude >= 0x47800000   ? infinite
+                                                    : magnitude < 0x38800000 ? subnormal
+                                                                             : normal);
+  }
+  static float load(const void* p, int64_t i) { return widen(((const uint16_t*)p)[i]); }
+  static void store(void* p, int64_t i, float x) { ((uint16_t*)p)[i] = narrow(x); }
+  static float round(float x) { return widen(narrow(x)); }
 };
 
 // term(0) + ... + term(count - 1) in eight chains, which the compiler turns into vectors.
@@ -81,8 +100,8 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
   constexpr int pack = V::kPack;
   const int64_t stride = z.width / pack;
   for (int64_t i = rows.begin; i < rows.end; ++i) {
-    T* const row = z.rows + i * stride;
-    uint16_t* const halves = (uint16_t*)row;
+    T* const __restrict row = z.rows + i * stride;
+    uint16_t* const __restrict halves = (uint16_t*)row;
     double factor = 0, scale = 1;
     z.inverse_norm[i] = 0;
     if (i < z.n) {
@@ -93,7 +112,6 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
       z.inverse_norm[i] = factor * scale;
       const void* const values = z.z;  // no store below can change it
       const int64_t offset = i * z.dim, dim = z.dim;
-#pragma GCC ivdep
       for (int64_t d = 0; d < dim; ++d) {
         const T unit = T(E::load(values, offset + d) * scale * factor);
         if constexpr (pack == 1) row[d] = E::round(unit);
@@ -107,9 +125,8 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
       for (int64_t d = from; d < z.width; ++d) halves[d] = 0;
       if (z.row_pairs && i % 2 == 1) {
         const uint16_t *const even = halves - z.width, *const odd = halves;
-        uint32_t* const pairs = (uint32_t*)(z.row_pairs + i / 2 * z.width);
-#pragma GCC ivdep
-        for (int64_t d = 0; d < z.width; ++d) pairs[d] = even[d] | uint32_t(odd[d]) << 16;
+        uint32_t* const __restrict pairs = (uint32_t*)(z.row_pairs + i / 2 * z.width);
+        for (int64_t d = 0, width = z.width; d < width; ++d) pairs[d] = even[d] | uint32_t(odd[d]) << 16;
       }
     }
   }

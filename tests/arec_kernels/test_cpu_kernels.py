@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -56,6 +58,43 @@ def test_half_precision_on_every_instruction_set(isa: str, dtype: torch.dtype, d
         pytest.skip(f"{isa} is for bfloat16")
     z = make_rows(194, d, dtype)
     assert_correct(z, clear_thresholds(z), "cpp", temperature=0.2)
+
+
+def test_float16_out_of_its_range(isa: str) -> None:
+    """Subnormal numbers keep their digits, larger ones than float16 has are infinite."""
+    if input_type(isa) is torch.bfloat16:
+        pytest.skip(f"{isa} is for bfloat16")
+    z = torch.randint(1, 9, (130, 24), generator=torch.Generator().manual_seed(0)).half()
+
+    def loss_and_gradient(scale: float, upstream: float) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = (z * scale).requires_grad_()
+        loss = adaptive_info_nce(rows, 0.9, temperature=0.2, reduction="sum", backend="cpp")
+        return loss.detach(), torch.autograd.grad(loss, rows, torch.tensor(upstream))[0]
+
+    loss, gradient = loss_and_gradient(1, 1)
+    assert torch.equal(loss_and_gradient(2**-24, 1)[0], loss)  # every number subnormal
+    for upstream in (2.0**-16, 2.0**24):
+        expected = gradient.double() * upstream
+        got = loss_and_gradient(1, upstream)[1]
+        overflows = expected.abs() > 65520
+        # Each of the two is rounded once, to 11 digits or to the spacing of the smallest numbers.
+        torch.testing.assert_close(
+            got.double(), expected.where(~overflows, expected.sign() * math.inf),
+            rtol=2**-10, atol=2**-25 + upstream * 2**-25,
+        )
+        assert overflows.any() == (upstream > 1)
+
+
+@pytest.mark.parametrize("compiler", ["g++-11", "clang++", "aarch64-linux-gnu-g++"])
+def test_other_compilers_take_the_kernels(compiler: str) -> None:
+    if not shutil.which(compiler):
+        pytest.skip(f"there is no {compiler}")
+    source = Path(__file__).parents[2] / "csrc/cpu/kernels.cpp"
+    done = subprocess.run(
+        [compiler, "-std=c++17", "-Wall", "-Werror", "-fsyntax-only", "-DAREC_ISA=portable", source],
+        capture_output=True, text=True,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("isa", ["amx"], indirect=True)
