@@ -17,7 +17,7 @@ from arec_kernels import (
     similarity_histogram,
 )
 
-SHAPES = [(2, 1), (4, 3), (34, 17), (66, 5)]
+SHAPES = [(2, 1), (6, 1), (4, 3), (34, 17), (66, 5)]  # (6, 1): similarities of 1 and -1
 
 
 def candidate_similarities(z: Tensor, groups: Tensor | None) -> list[list[float]]:
