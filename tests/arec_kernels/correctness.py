@@ -68,13 +68,17 @@ def clear_thresholds(z: Tensor, groups: Tensor | None = None, seed: int = 0) -> 
     return k.squeeze(1).to(torch.float64 if z.dtype is torch.float64 else torch.float32)
 
 
+def upstream_gradients(n: int) -> Tensor:
+    """(n,) a different one for each row; the same numbers in float64, also where they are nearly 0."""
+    return torch.linspace(-1, 2, n, dtype=torch.float32)
+
+
 def run(op, z: Tensor, k: Tensor, dtype: torch.dtype, **options) -> Result:
     """The op on z as `dtype`, differentiated with a different upstream gradient for each row."""
     z, k = z.detach().to(dtype).requires_grad_(), k.detach().requires_grad_()
     loss = op(z, k, reduction="none", **options)
     loss, stats = loss if isinstance(loss, tuple) else (loss, None)
-    upstream = torch.linspace(-1, 2, len(loss), dtype=torch.float32)  # the same numbers in any type
-    loss.backward(upstream.to(loss))
+    loss.backward(upstream_gradients(len(loss)).to(loss))
     grad_k = torch.zeros_like(k) if k.grad is None else k.grad
     assert z.grad.dtype is dtype
     return Result(loss.detach().double(), z.grad.double(), grad_k.double(), stats)

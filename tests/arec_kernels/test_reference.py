@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from correctness import OPTIONS, clear_thresholds, make_groups, make_rows, run
+from correctness import OPTIONS, clear_thresholds, make_groups, make_rows, run, upstream_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -79,7 +79,7 @@ def check_against_loops(z: Tensor, k: Tensor, groups: Tensor | None, width: floa
     ]
     loss, grad_k, m = (torch.tensor(c, dtype=torch.float64) for c in zip(*naive, strict=True))
     torch.testing.assert_close(result.loss, loss, rtol=1e-10, atol=1e-10)
-    upstream = torch.linspace(-1, 2, len(z), dtype=torch.float64)
+    upstream = upstream_gradients(len(z)).double()
     torch.testing.assert_close(result.grad_threshold, upstream * grad_k, rtol=1e-9, atol=1e-9)
     assert torch.equal(result.stats.positives, m.long())
 
