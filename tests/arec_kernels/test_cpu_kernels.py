@@ -92,7 +92,7 @@ def test_other_compilers_take_the_kernels(compiler: str) -> None:
     source = Path(__file__).parents[2] / "csrc/cpu/kernels.cpp"
     done = subprocess.run(
         [compiler, "-std=c++17", "-Wall", "-Werror", "-fsyntax-only", "-DAREC_ISA=portable", source],
-        capture_output=True, text=True,
+        capture_output=True, text=True, check=False,
     )
     assert done.returncode == 0, done.stderr
 
