@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.amp import is_autocast_available
 
 from arec_kernels.arguments import (
     check_bins,
@@ -188,8 +187,7 @@ def unit_rows(z: Tensor) -> Tensor:
 
 def cosine_similarities(z: Tensor) -> Tensor:
     """(N, N) cosines; bfloat16 and float16 round the unit rows, not the similarities."""
-    device = z.device.type
-    with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
+    with nullcontext() if z.is_meta else torch.autocast(z.device.type, enabled=False):
         unit = unit_rows(z)
         unit = unit.to(z.dtype).to(unit.dtype)
         return unit @ unit.T

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -239,7 +240,10 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", PROCESSES, "-m", *arguments),
     ]
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    # On standard output gloo of torch 2.10 says who is connected.
+    done.stdout = re.sub(r"^\[Gloo\] .*\n", "", done.stdout, flags=re.MULTILINE)
+    return done
 
 
 def test_the_programs_under_torchrun(log_file: Path, tmp_path: Path) -> None:
