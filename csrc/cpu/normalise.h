@@ -126,7 +126,7 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
       if (z.row_pairs && i % 2 == 1) {
         const uint16_t *const even = halves - z.width, *const odd = halves;
         uint32_t* const __restrict pairs = (uint32_t*)(z.row_pairs + i / 2 * z.width);
-        for (int64_t d = 0, width = z.width; d < width; ++d) pairs[d] = even[d] | uint32_t(odd[d]) << 16;
+        for (int64_t d = 0; d < z.width; ++d) pairs[d] = even[d] | uint32_t(odd[d]) << 16;
       }
     }
   }

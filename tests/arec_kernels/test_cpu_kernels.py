@@ -71,18 +71,21 @@ def test_float16_out_of_its_range(isa: str) -> None:
         loss = adaptive_info_nce(rows, 0.9, temperature=0.2, reduction="sum", backend="cpp")
         return loss.detach(), torch.autograd.grad(loss, rows, torch.tensor(upstream))[0]
 
-    loss, gradient = loss_and_gradient(1, 1)
-    assert torch.equal(loss_and_gradient(2**-24, 1)[0], loss)  # every number subnormal
-    for upstream in (2.0**-16, 2.0**24):
-        expected = gradient.double() * upstream
-        got = loss_and_gradient(1, upstream)[1]
+    loss, gradient = loss_and_gradient(1, 2.0**8)
+    smallest_normal = torch.finfo(torch.float16).smallest_normal
+    assert gradient.isfinite().all() and gradient.abs().min() > smallest_normal
+    assert torch.equal(loss_and_gradient(2**-24, 1)[0], loss)  # every number of z subnormal
+    for factor in (2.0**-24, 2.0**16):
+        expected = gradient.double() * factor
+        got = loss_and_gradient(1, 2.0**8 * factor)[1]
         overflows = expected.abs() > 65520
-        # Each of the two is rounded once, to 11 digits or to the spacing of the smallest numbers.
+        # Each of the two is rounded once, to 11 bits, or to the spacing of subnormal numbers: 2^-24.
         torch.testing.assert_close(
             got.double(), expected.where(~overflows, expected.sign() * math.inf),
-            rtol=2**-10, atol=2**-25 + upstream * 2**-25,
+            rtol=2**-10, atol=2**-25 if factor < 1 else 0,
         )
-        assert overflows.any() == (upstream > 1)
+        assert overflows.any() == (factor > 1)
+        assert (got.abs() < smallest_normal).any() == (factor < 1)
 
 
 @pytest.mark.parametrize("compiler", ["g++-11", "clang++", "aarch64-linux-gnu-g++"])
