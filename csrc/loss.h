@@ -38,11 +38,11 @@ struct RowLoss {
 
 // dl_i/ds_ij = denominator e_ij - positive, each where its mask holds, e_ij = exp(s / tau - shift); for
 // the partner partner_share exp(s / tau - log D) - partner_weight. Straight-through for the threshold:
-// the sum of sigma' (constant + linear s + exponential e). All with the upstream gradient.
+// the sum of sigma' (linear (s - center) + exponential e). All but the center with the upstream gradient.
 template <class T>
 struct RowFactors {
   double log_denominator, partner_weight, partner_share;
-  T denominator, positive, constant, linear, exponential;
+  T denominator, positive, linear, center, exponential;
 
   // Exactly zero where the denominator holds nothing but the partner.
   AREC_HOST_DEVICE T partner(T similarity, T inverse_temperature) const {
@@ -133,8 +133,8 @@ struct Loss {
       f.exponential = T(negatives_only ? -scale * w.total * share : 0);
       if (positives && m > 0) {
         f.linear = T(-scale * w.positive * inverse_temperature);
-        f.constant = T(printed ? scale * (log_denominator - log((1 - alpha) / double(m)) + 1)
-                               : scale * w.positive * inverse_temperature * sum_positives / double(m));
+        f.center = T(printed ? (log_denominator - log((1 - alpha) / double(m)) + 1) / inverse_temperature
+                             : sum_positives / double(m));
       }
     }
     return f;

@@ -86,11 +86,11 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
       const auto candidate = candidates(c);
       const auto row = pull(x, V::broadcast(pairs.threshold[i]),
                             V::broadcast(own_shift ? pairs.shift[i] : 0),
-                            V::broadcast(p.constant[i]) + V::broadcast(p.linear[i]) * x,
+                            V::broadcast(p.linear[i]) * (x - V::broadcast(p.center[i])),
                             V::broadcast(p.exponential[i]));
       const auto column = pull(x, V::load(pairs.threshold + j),
                                own_shift ? V::load(pairs.shift + j) : V::broadcast(0),
-                               V::load(p.constant + j) + V::load(p.linear + j) * x,
+                               V::load(p.linear + j) * (x - V::load(p.center + j)),
                                V::load(p.exponential + j));
       sum = V::add_where(candidate, sum, row);
       auto& total = columns[c / V::kLanes];

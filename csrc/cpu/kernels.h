@@ -83,9 +83,9 @@ struct Backward {
   T* gradient;                      // (padded_n, width): of the unit rows
   void* grad_z;                     // (n, dim), elements of type `element`
   // Straight-through gradient of the threshold:
-  // sum of sigma' * (constant + linear * s + exponential * e) over the candidates.
+  // sum of sigma' * (linear * (s - center) + exponential * e) over the candidates.
   double* grad_threshold;           // (padded_n), or null
-  const T *constant, *linear, *exponential;
+  const T *linear, *center, *exponential;
   T inverse_width;                  // log2(e) / h
 };
 

@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   const RowValues<int64_t> counts("num_positives", num_positives, n, ScalarType::Long);
   for (int64_t i = 0; i < n && !loss.own_shift; ++i)
     loss.own_shift = loss.inverse_temperature - logs[i] > kLargestShare;
-  T *k, *shift = nullptr, *denominator, *positive, *constant = nullptr, *linear = nullptr,
+  T *k, *shift = nullptr, *denominator, *positive, *linear = nullptr, *center = nullptr,
     *exponential = nullptr;
   double *partner_weight, *partner_share, *log_d;
   Backward<T> p{};
@@ -183,7 +183,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   if (loss.own_shift) input.memory.want(shift, padded_n);
   if (width > 0) {
     input.memory.want(p.grad_threshold, padded_n);
-    for (T** values : {&constant, &linear, &exponential}) input.memory.want(*values, padded_n);
+    for (T** values : {&linear, &center, &exponential}) input.memory.want(*values, padded_n);
   }
   input.want_groups(groups);
   input.allocate(groups);
@@ -194,8 +194,8 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   p.partner_share = partner_share;
   p.log_denominator = log_d;
   p.inverse_temperature = T(loss.inverse_temperature);
-  p.constant = constant;
   p.linear = linear;
+  p.center = center;
   p.exponential = exponential;
   p.inverse_width = width > 0 ? T(kLog2E / width) : T(0);
 
@@ -223,9 +223,9 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
       partner_share[i] = f.partner_share;
       if (width > 0) {
         p.grad_threshold[i] = 0;
-        exponential[i] = f.exponential;
         linear[i] = f.linear;
-        constant[i] = f.constant;
+        center[i] = f.center;
+        exponential[i] = f.exponential;
       }
     }
   };

@@ -8,7 +8,7 @@ namespace arec::cuda {
 // A thread's share of the straight-through gradient of a row's threshold: sum of sigma' dl/dq over the tile.
 template <class S>
 __device__ __forceinline__ float threshold_pull(const Backward& p, const float (&s)[S::kFragments][4], int half,
-                                                float threshold, float shift, float constant, float linear,
+                                                float threshold, float shift, float linear, float center,
                                                 float exponential) {
   float total = 0;
 #pragma unroll
@@ -21,7 +21,7 @@ __device__ __forceinline__ float threshold_pull(const Backward& p, const float (
       const float distance = fabsf(x - threshold) * p.inverse_width;
       const float t = exp2_fast(-distance);
       const float share = exp2_fast(x * p.scale - (p.own_shift ? shift : p.scale) - distance);
-      const float value = ((constant + linear * x) * t + exponential * share) / ((1 + t) * (1 + t));
+      const float value = (linear * (x - center) * t + exponential * share) / ((1 + t) * (1 + t));
       total += x == kLeftOut ? 0.0f : value;
     }
   return total;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(Backward p) {
           for_each_row<S>([&](int block, int half) {
             pull[block][half] += threshold_pull<S>(
                 p, s[block], half, of_row[kThreshold][block][half], of_row[kShift][block][half],
-                coefficient(kConstant, block, half), coefficient(kLinear, block, half),
+                coefficient(kLinear, block, half), coefficient(kCenter, block, half),
                 coefficient(kExponential, block, half));
           });
 #pragma unroll

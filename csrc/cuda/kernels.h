@@ -20,8 +20,8 @@ enum Coefficient {
   kShift,  // log2 D, where each row has its own
   kOfColumn,
   kPartner = kOfColumn,  // the gradient's entry for the partner, from both sides
-  kConstant,
   kLinear,
+  kCenter,
   kExponential,
   kCoefficients,
 };

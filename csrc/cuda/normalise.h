@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(kThreads) normalise_for_backward(Coefficients 
   store(kPositive, mine.positive);
   store(kShift, float(mine.log_denominator * kLog2E));
   store(kPartner, partner_entry);
-  store(kConstant, mine.constant);
   store(kLinear, mine.linear);
+  store(kCenter, mine.center);
   store(kExponential, mine.exponential);
 }
 

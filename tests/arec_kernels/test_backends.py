@@ -160,6 +160,11 @@ def test_derivatives_in_float64(options: dict) -> None:
     dtype=torch.float16,
     options={"positives": True, "denominator": "negatives", "weighting": "label"},
 )
+@example(  # the same for the loss
+    half=3, d=4, seed=3638, temperature=0.1, alpha=0.8346368462827847, width=None, grouped=False,
+    dtype=torch.float16,
+    options={"positives": True, "denominator": "negatives", "weighting": "printed"},
+)
 def test_anywhere(
     compiled, device, half, d, seed, temperature, alpha, options, width, grouped, dtype
 ) -> None:
