@@ -141,9 +141,8 @@ def row_similarity_quantile(
     n = candidate.sum(dim=1)
     r = (q * n.double()).floor().long()
     ordered = s.masked_fill(~candidate, math.inf).sort(dim=1).values
-    last = z.shape[0] - 1
-    at_r = ordered.gather(1, (r - 1).clamp(0, last)[:, None]).squeeze(1)
-    after_r = ordered.gather(1, r.clamp(0, last)[:, None]).squeeze(1)
+    at_r = ordered.gather(1, (r - 1).clamp(min=0)[:, None]).squeeze(1)
+    after_r = ordered.gather(1, r.clamp(max=z.shape[0] - 1)[:, None]).squeeze(1)
     k = (at_r + after_r) / 2
     k = k.masked_fill(r == n, math.inf).masked_fill(r == 0, -math.inf)
     return k.masked_fill((candidate & s.isnan()).any(dim=1), math.nan)
