@@ -11,7 +11,13 @@ from available import needs_cpp
 from correctness import OPTIONS, assert_correct, make_groups, make_rows
 from torch.nn import functional as F
 
-from arec_kernels import AdaptiveInfoNCE, InfoNCEStats, adaptive_info_nce, reference
+from arec_kernels import (
+    AdaptiveInfoNCE,
+    InfoNCEStats,
+    adaptive_info_nce,
+    reference,
+    registration,
+)
 from arec_kernels.registration import BACKENDS, IMPLEMENTED
 
 Z = make_rows(8, 3)
@@ -85,6 +91,13 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run here: "):
         adaptive_info_nce(Z, 0.1, backend="triton")
+
+
+def test_one_extension_that_is_missing_beside_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registration, "IMPLEMENTED", {("cpp", "cpu")})
+    monkeypatch.setitem(registration.EXTENSION_ERRORS, "cuda", "no module")
+    with pytest.raises(RuntimeError, match=r"the compiled extension is missing \(no module\)"):
+        adaptive_info_nce(Z, 0.1, backend="cuda")
 
 
 @needs_cpp
