@@ -18,14 +18,12 @@ def view_alignment(
 ) -> dict[str, float]:
     """``alignment`` and ``uniformity`` of the view pairs of all the batches together.
 
-    Views differ by dropout and augmentation, so the objective sees them as in training. Chance is
-    drawn from the run's seed, the same at every call, and torch's generators are left as they were.
-    Of several pairs a sequence (``views="us"``) the means. What a single row has none of is left out.
+    Views differ by dropout and augmentation, so the objective sees them as in training. Of several
+    pairs a sequence (``views="us"``) the means. What a single row has none of is left out.
     """
     objective.train()
     device = next(objective.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(objective.config.seed)
+    with objective.same_chance():
         views = [
             torch.stack([z.unflatten(0, (2, -1)) for z in objective.view_pairs(batch.to(device))])
             for batch in batches

@@ -8,7 +8,7 @@ of the command line in the current one.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,22 +25,7 @@ RECIPE_NAMES = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
 PLACES = {"data_dir", "device"}
 
 
-# The methods that use a setting, where not all do.
 _CONTRASTIVE = ("cl4srec", "duorec", "adaptiverec")
-_METHODS_OF = {
-    **dict.fromkeys(("mask_rate", "last_mask_rate"), ("bert4rec", *_CONTRASTIVE)),
-    **dict.fromkeys(
-        ("task", "views", "anchors", "lambda_cl", "temperature", "same_target_negatives"),
-        _CONTRASTIVE,
-    ),
-    **dict.fromkeys(("crop_ratio", "mask_ratio", "reorder_ratio"), ("cl4srec", "adaptiverec")),
-    "similarity": ("cl4srec", "duorec"),
-    **dict.fromkeys(
-        ("simthres", "threshold_network", "positives", "partner_weight", "denominator", "weighting")
-        + ("threshold_grad", "quantile", "regulariser", "lambda_reg", "regularise_encoder"),
-        ("adaptiverec",),
-    ),
-}
 
 
 # Of a tensor, whose number of bytes has to stay countable.
@@ -105,7 +90,8 @@ class Config(BaseModel):
     )
     task: Literal["next-item", "masked-item"] = Field(
         "next-item",
-        description="basic loss of the contrastive methods; masked-item: that of bert4rec (4.1.1)",
+        description="basic loss of the contrastive methods; masked-item: masked items as in "
+        "bert4rec, but scored as by the other methods (4.1.1)",
     )
     mask_rate: float = Field(
         0.2, gt=0, lt=1, description="share of items that the masked-item task masks"
@@ -255,11 +241,9 @@ class Config(BaseModel):
 
     @property
     def unused(self) -> list[str]:
-        """The settings that were given although the method does not use them."""
+        """The settings that were given although the others leave them without effect."""
         return sorted(
-            name
-            for name in self.model_fields_set
-            if self.method not in _METHODS_OF.get(name, (self.method,))
+            name for name in self.model_fields_set if name in _USED and not _USED[name](self)
         )
 
     @property
@@ -334,6 +318,42 @@ class Config(BaseModel):
     def to_toml(self) -> str:
         """The settings as TOML text; one that is None stays out, being the default."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def _contrasts(config: Config) -> bool:
+    return config.method in _CONTRASTIVE
+
+
+def _is_adaptiverec(config: Config) -> bool:
+    return config.method == "adaptiverec"
+
+
+def _learns_thresholds(config: Config) -> bool:
+    return _is_adaptiverec(config) and config.simthres == "learnable"
+
+
+# Which runs use a setting, where not all do.
+_USED: dict[str, Callable[[Config], bool]] = {
+    **dict.fromkeys(("mask_rate", "last_mask_rate"), lambda config: config.masked_items),
+    "random_windows": lambda config: config.rows == "all-positions",
+    **dict.fromkeys(
+        ("task", "views", "lambda_cl", "temperature", "same_target_negatives"), _contrasts
+    ),
+    "anchors": lambda config: _contrasts(config) and config.rows == "all-positions",
+    **dict.fromkeys(
+        ("crop_ratio", "mask_ratio", "reorder_ratio"), lambda config: config.views == "cl4srec"
+    ),
+    "similarity": lambda config: config.method in ("cl4srec", "duorec"),
+    **dict.fromkeys(("simthres", "positives", "denominator", "quantile"), _is_adaptiverec),
+    **dict.fromkeys(
+        ("partner_weight", "weighting"), lambda config: _is_adaptiverec(config) and config.positives
+    ),
+    **dict.fromkeys(
+        ("threshold_network", "threshold_grad", "regularise_encoder"), _learns_thresholds
+    ),
+    "regulariser": lambda config: _is_adaptiverec(config) and config.simthres != "row",
+    "lambda_reg": lambda config: _learns_thresholds(config) and config.regulariser == "paper",
+}
 
 
 def _wrong_kind(value: Any, field: FieldInfo) -> str:

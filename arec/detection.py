@@ -34,23 +34,11 @@ def false_negative_detection(
         over nothing are 0.
     """
     objective.eval()
-    totals = torch.zeros(2, 2, dtype=torch.int64)  # (all, of another intent) x (in M⁺, candidates)
     device = next(objective.parameters()).device
-    for batch in batches:
-        batch = batch.to(device)
-        known = objective.groups(batch)
-        pairs = objective.view_pairs(batch)
-        own = batch.intents[: len(batch.lengths)].repeat(2)
-        # The first of two pairs ("us") has two views of the own sequence, as "un" has.
-        for z, intents in zip(pairs, (own, batch.intents)[-len(pairs) :]):
-            k = objective.thresholds(z, known)
-            candidates = _above_and_all(z, k, known)
-            totals[0] += candidates
-            if known is None:
-                totals[1] += _above_and_all(z, k, intents)
-            else:  # those left out by neither: no single grouping does that
-                both = known.repeat(2) * (intents.max() + 1) + intents
-                totals[1] += candidates + _above_and_all(z, k, intents) - _above_and_all(z, k, both)
+    totals = torch.zeros(2, 2, dtype=torch.int64)
+    with objective.same_chance():
+        for batch in batches:
+            totals += _counts(objective, batch.to(device))
     (selected, candidates), (selected_false, candidates_false) = totals.tolist()
     selected_true, true = selected - selected_false, candidates - candidates_false
     return {
@@ -59,6 +47,25 @@ def false_negative_detection(
         "base_rate": true / max(candidates, 1),
         "selected": selected / max(candidates, 1),
     }
+
+
+def _counts(objective: AdaptiveRec, batch: Batch) -> Tensor:  # (2, 2) int64
+    """Pairs in M⁺ and candidates: all, and those of different intents."""
+    counts = torch.zeros(2, 2, dtype=torch.int64)
+    known = objective.groups(batch)
+    pairs = objective.view_pairs(batch)
+    own = batch.intents[: len(batch.lengths)].repeat(2)
+    # The first of two pairs ("us") has two views of the own sequence, as "un" has.
+    for z, intents in zip(pairs, (own, batch.intents)[-len(pairs) :]):
+        k = objective.thresholds(z, known)
+        candidates = _above_and_all(z, k, known)
+        counts[0] += candidates
+        if known is None:
+            counts[1] += _above_and_all(z, k, intents)
+        else:  # those left out by neither: no single grouping does that
+            both = known.repeat(2) * (intents.max() + 1) + intents
+            counts[1] += candidates + _above_and_all(z, k, intents) - _above_and_all(z, k, both)
+    return counts
 
 
 def _above_and_all(z: Tensor, k: Tensor, groups: Tensor | None) -> Tensor:  # (2,) int64
@@ -84,12 +91,13 @@ def simthres_spread(
     objective.eval()
     device = next(objective.parameters()).device
     thresholds, quantiles = [], []
-    for batch in batches:
-        batch = batch.to(device)
-        groups = objective.groups(batch)
-        for z in objective.view_pairs(batch):
-            thresholds.append(objective.thresholds(z, groups).repeat(2))
-            quantiles.append(row_similarity_quantile(z, objective.config.quantile, groups=groups))
+    with objective.same_chance():
+        for batch in batches:
+            batch = batch.to(device)
+            groups = objective.groups(batch)
+            for z in objective.view_pairs(batch):
+                thresholds.append(objective.thresholds(z, groups).repeat(2))
+                quantiles.append(row_similarity_quantile(z, objective.config.quantile, groups=groups))
     both = torch.stack([torch.cat(thresholds), torch.cat(quantiles)])  # (2, rows)
     both = both[:, both.isfinite().all(dim=0)]  # a small batch may leave a row no quantile
     if not both.numel():

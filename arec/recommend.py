@@ -119,11 +119,19 @@ def write_recommendations() -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["user", "rank", "item", "score"])
     objective.to(pick_device(config.device))
+    fewer = 0
     for user, items, scores in recommend(objective, sequences, users, arguments.top):
+        fewer += len(items) < arguments.top
         for rank, (item, score) in enumerate(zip(items, scores), start=1):
             writer.writerow(
                 [sequences.user_ids[user], rank, sequences.item_ids[item - 1], f"{score:.6g}"]
             )
+    if fewer:
+        print(
+            f"{parser.prog}: {fewer} of {len(users)} users leave fewer than {arguments.top} items to "
+            "recommend",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

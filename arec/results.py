@@ -64,7 +64,8 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
     if fewest < SAMPLED:
         lines.append(
             f"for some users fewer than {SAMPLED} items are left to draw, {fewest} at the least; "
-            "where all of them are drawn, the rank is the filtered one"
+            "where random-100 has all of them, its rank is the filtered one; popular-100 never has an "
+            "item that nobody is trained on"
         )
     if "false_negatives" in metrics:
         found = metrics["false_negatives"]

@@ -93,7 +93,7 @@ def train(config: Config, folder: Path) -> str:
         The table of results.
 
     Raises:
-        RunError: the folder holds a run of other settings; the training broke.
+        RunError: the folder holds a run of other settings, or files of no run; the training broke.
         DataError: the data cannot be had or are not as they have to be.
     """
     config = located(config)
@@ -104,18 +104,26 @@ def train(config: Config, folder: Path) -> str:
     # Without a state there is nothing to go on from but its settings.
     started = parallel.from_main((folder / LAST).exists)
     # Before anything is written: what cannot be loaded or built leaves nothing behind.
-    new = parallel.from_main(lambda: not (folder / CONFIG).is_file())
+    new = parallel.from_main(lambda: _is_new(folder))
     trainer = Trainer(config, load_data(config, None if new else folder), folder, resume=started)
     if new:
         parallel.from_main(lambda: write_text(folder / CONFIG, config.to_toml()))
     with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
         if new and config.unused:
-            log.warning("%s does not use %s", config.method, ", ".join(config.unused))
+            log.warning("without effect in this run: %s", ", ".join(config.unused))
         try:
             return _fit_and_rank(trainer)
         except KeyboardInterrupt:
             log.info("interrupted after %s; --resume %s goes on", trainer.progress(), folder)
             raise
+
+
+def _is_new(folder: Path) -> bool:
+    if (folder / CONFIG).is_file():
+        return False
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"{folder}: holds other files; expected a new or an empty folder for the run")
+    return True
 
 
 def _fit_and_rank(trainer: Trainer) -> str:
@@ -130,7 +138,10 @@ def _fit_and_rank(trainer: Trainer) -> str:
             *sequences.in_log,
         )
     if split.num_train_only:
-        log.info("%d users have fewer than 3 items: trained on, not ranked", split.num_train_only)
+        log.info(
+            "%d users have fewer than 3 items: those with 2 are trained on, none is ranked",
+            split.num_train_only,
+        )
     if (validating := len(trainer.valid_split.eval_users)) < len(split.eval_users):
         log.info("each epoch ranks for %d of %d users", validating, len(split.eval_users))
     if sequences.tied == 1:

@@ -31,7 +31,7 @@ class Batch:
     partner_lengths: Tensor | None = None  # (B,)
     intents: Tensor | None = None  # (2B,) planted intent of the anchor's and the partner's target
     anchors: Tensor | None = None  # (B,) int64 number of items up to the anchor; None: all
-    weight: float = 1.0  # its targets over those of the epoch's mean batch
+    weight: float = 1.0  # its next-item targets over those of the epoch's mean batch
 
     @property
     def anchor_lengths(self) -> Tensor:  # (B,)
@@ -85,7 +85,7 @@ class TrainingBatches:
     would need less padding, but each step would then learn from one kind of user, and training
     starts more slowly. Numbers of targets differ, so a loss that is a mean over a batch has to be
     multiplied by ``Batch.weight``, or a target in a batch of short windows (or the incomplete last
-    one) would count more than others.
+    one) would count more than others. Masked items are about as many times fewer in every batch.
 
     Args:
         shares: the rows of a batch are shared evenly by so many processes, of which ``batch_size``

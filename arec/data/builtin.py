@@ -83,9 +83,15 @@ def generate(
     """The built-in data, with `planted` set. The same arguments make the same data.
 
     Raises:
-        DataError: a user or an item has fewer than `k_core` interactions. Filtering would bend the
-            known probabilities, so the data is made to need none for 5 or fewer.
+        DataError: there are fewer items than the longest sequence has, 100; or a user or an item has
+            fewer than `k_core` interactions. Filtering would bend the known probabilities, so the data
+            is made to need none for 5 or fewer.
     """
+    if num_items < _LENGTHS[1]:
+        raise DataError(
+            f"num_items: expected at least {_LENGTHS[1]}, as many as the longest sequence has, "
+            f"got {num_items}"
+        )
     rng = np.random.default_rng(seed)
     preference, followers = _catalogue(rng, num_items, num_intents)
     tastes = rng.dirichlet(np.full(num_intents, _TASTE_CONCENTRATION), size=num_users)

@@ -27,7 +27,7 @@ class LeaveOneOut:
         sequences: the data that is split, shared and not copied.
         train_lengths: (U,) int64, the first so many items of each user are for training.
         eval_users: (E,) int64, users with 3 items or more, ascending.
-        num_train_only: number of the other users.
+        num_train_only: number of the other users; of a single item there is nothing to train.
 
     Raises:
         DataError: no user has 3 items.

@@ -1,8 +1,8 @@
 """What is trained: one file a method, all behind :class:`Objective`.
 
 A new method is a file here, its class in `_METHODS` below, its name at `Config.method` and a recipe. One
-that compares views derives from `ContrastiveObjective` and stands in `_CONTRASTIVE` of `arec.config`;
-settings that only some methods use stand beside it with their names.
+that compares views derives from `ContrastiveObjective` and stands in `_CONTRASTIVE` of `arec.config`,
+whose `_USED` says which runs use a setting.
 """
 
 from __future__ import annotations

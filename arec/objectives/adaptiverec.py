@@ -102,14 +102,15 @@ class AdaptiveRec(ContrastiveObjective):
         return weighted, logged
 
     def end_epoch(self) -> dict[str, Any]:
-        """The epoch's quantile becomes the next one's k̄."""
+        """``k_stat``, the epoch's quantile, which becomes the next one's k̄; absent where there is none."""
         total, batches = self.batch_quantiles
         if batches > 0:
             paper = self.config.regulariser == "paper"
             epoch_quantile = _histogram_quantile(self.histogram, self.config.quantile)
             self.reference.copy_(epoch_quantile if paper else total / batches)
         self.batch_quantiles.zero_()
-        return {"k_stat": self.reference.item(), **super().end_epoch()}
+        logged = {} if self.reference.isnan() else {"k_stat": self.reference.item()}
+        return logged | super().end_epoch()
 
 
 def _histogram_quantile(

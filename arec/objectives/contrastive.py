@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,7 +44,10 @@ class ContrastiveObjective(Objective):
         z: Tensor,  # (2B, d) rows i and i + B are two views of one sequence
         groups: Tensor | None,  # (B,) rows of the same group are no negatives
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What one view pair adds to the loss (0-d, λ_cl applied) and scalars to log."""
+        """What one view pair adds to the loss (0-d, λ_cl applied) and scalars to log.
+
+        Of several pairs those named ``L_…`` are summed, as the loss is, and the others averaged.
+        """
         temperature = self.config.temperature
         if self.config.similarity == "dot":
             loss = dot_nt_xent(z, temperature, groups)
@@ -80,8 +85,21 @@ class ContrastiveObjective(Objective):
                 weighted, scalars = self.contrast(parallel.gather_views(z.float()), groups)
             loss = loss + weighted
             for name, value in scalars.items():
-                logged[name] = logged.get(name, 0) + value.detach() / len(pairs)
+                share = 1 if name.startswith("L_") else 1 / len(pairs)  # losses add up
+                logged[name] = logged.get(name, 0) + share * value.detach()
         return loss, logged
+
+    @contextmanager
+    def same_chance(self) -> Iterator[None]:
+        """Within it chance is drawn from the run's seed, and torch's generators stay as they were.
+
+        Views differ by dropout and augmentation; what is measured on them is to be the same at every
+        call, and not to change the training.
+        """
+        device = next(self.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed)
+            yield
 
     def end_epoch(self) -> dict[str, Any]:
         """``similarity_histogram``: counts of the epoch's similarities over [-1, 1]."""

@@ -74,6 +74,10 @@ def test_every_place_and_every_item_has_its_chance() -> None:
     assert hidden.tolist() == pytest.approx([6000] * 10, rel=0.1)
     moved = reorder(items[:, :5], lengths // 2, 1.0)[:, 0].bincount()[1:]
     assert moved.tolist() == pytest.approx([4000] * 5, rel=0.1)
+    # A run of 3 of 10 has 8 places, and a shuffled item stays where it was in 1 of 3.
+    places = torch.tensor([1, 2, 3, 3, 3, 3, 3, 3, 2, 1]) / 8
+    moved = (reorder(items, lengths, 0.3) != items).sum(dim=0)
+    assert moved.tolist() == pytest.approx((20_000 * places * 2 / 3).tolist(), rel=0.1)
 
 
 def test_two_views_are_two_different_augmentations() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arec.config import _METHODS_OF, RECIPES, Config, ConfigError
+from arec.config import _USED, RECIPES, Config, ConfigError
 from arec.data import load
 from arec.data.batches import TrainingBatches
 from arec.models import Encoder
@@ -163,14 +163,33 @@ def test_who_is_trained_on_masked_items(settings: dict, masked: bool) -> None:
     [
         ("sasrec", ["lambda_cl", "mask_rate", "mask_ratio", "quantile", "similarity", "task"]),
         ("bert4rec", ["lambda_cl", "mask_ratio", "quantile", "similarity", "task"]),
-        ("cl4srec", ["quantile"]),
-        ("duorec", ["mask_ratio", "quantile"]),
-        ("adaptiverec", ["similarity"]),
+        ("cl4srec", ["mask_rate", "quantile"]),
+        ("duorec", ["mask_rate", "mask_ratio", "quantile"]),
+        ("adaptiverec", ["mask_rate", "mask_ratio", "similarity"]),
     ],
 )
 def test_settings_that_a_method_does_not_use(method: str, unused: list[str]) -> None:
-    assert _METHODS_OF.keys() <= Config.model_fields.keys()
+    assert _USED.keys() <= Config.model_fields.keys()
     assert Config(method=method).unused == []
     given = {"lambda_cl": 0.2, "mask_rate": 0.3, "mask_ratio": 0.4, "quantile": 0.8, "epochs": 3}
     config = Config(method=method, similarity="cosine", task="next-item", **given)
     assert config.unused == unused
+
+
+@pytest.mark.parametrize(
+    ("settings", "unused"),
+    [
+        ({"task": "masked-item", "mask_rate": 0.3}, []),
+        ({"rows": "prefix", "anchors": "last", "random_windows": 0.1}, ["anchors", "random_windows"]),
+        ({"views": "cl4srec", "crop_ratio": 0.5}, []),
+        ({"positives": False, "denominator": "all", "weighting": "printed", "partner_weight": 0.3},
+         ["partner_weight", "weighting"]),
+        ({"simthres": "row", "quantile": 0.8, "threshold_grad": 0.1, "threshold_network": "row",
+          "regulariser": "released", "lambda_reg": 0.2, "regularise_encoder": False},
+         ["lambda_reg", "regularise_encoder", "regulariser", "threshold_grad", "threshold_network"]),
+        ({"simthres": "epoch", "regulariser": "released", "lambda_reg": 0.2}, ["lambda_reg"]),
+        ({"regulariser": "released", "lambda_reg": 0.2, "threshold_grad": 0.1}, ["lambda_reg"]),
+    ],
+)  # fmt: skip
+def test_settings_that_others_leave_without_effect(settings: dict, unused: list[str]) -> None:
+    assert Config(**settings).unused == unused

@@ -9,6 +9,7 @@ from arec.data.batches import Batch
 from arec.detection import false_negative_detection, simthres_spread
 from arec.models import Encoder
 from arec.objectives import AdaptiveRec
+from arec_kernels import row_similarity_quantile
 
 SIZE, LENGTH = 10, 4
 
@@ -73,6 +74,28 @@ def test_spread_is_that_of_k_and_of_the_rows_own_quantiles() -> None:
     assert found["std"] == pytest.approx(k.std(correction=0).item(), rel=1e-4)
     assert found["quantile_std"] == pytest.approx(quantile.std(correction=0).item(), rel=1e-4)
     assert found["correlation"] == pytest.approx(expected, abs=1e-3)
+
+
+def test_rows_of_known_targets_are_no_part_of_the_spread() -> None:
+    objective = make_objective(quantile=0.7, same_target_negatives=False)
+    batch = make_batch(SIZE)
+    found = simthres_spread(objective, [batch])
+    (z,) = objective.view_pairs(batch)
+    quantile = row_similarity_quantile(z, 0.7, groups=batch.anchor_targets)
+    assert found["quantile_std"] == pytest.approx(quantile.std(correction=0).item())
+
+
+@pytest.mark.parametrize("measure", [false_negative_detection, simthres_spread])
+def test_random_views_are_the_same_at_every_call_and_leave_the_training_alone(measure) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(9, max_length=LENGTH, hidden_size=8, feed_forward=8, with_mask=True)
+    objective = AdaptiveRec(encoder, Config(views="cl4srec"))
+    torch.nn.init.constant_(objective.threshold.layers[-1].bias, 0.3)
+    batch = make_batch(SIZE)
+    before = torch.get_rng_state()
+    first, second = measure(objective, [batch]), measure(objective, [batch])
+    assert first == second
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_constant_k_correlates_with_nothing() -> None:

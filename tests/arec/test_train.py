@@ -10,18 +10,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from programs import SMALL, call
 
-from arec import evaluate, train
+from arec import checkpoint, evaluate, train
 from arec.checkpoint import RunError
 from arec.config import Config
+from arec.ranking import draw_candidates
 
 
-def test_train_then_evaluate_repeats_the_figures(log_file, tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("views", ["us_x", "cl4srec"])
+def test_train_then_evaluate_repeats_the_figures(
+    log_file, tmp_path, monkeypatch, capsys, views
+) -> None:
     folder = tmp_path / "run"
-    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 6, *SMALL)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 6,
+         "--views", views, *SMALL)  # fmt: skip
     trained = json.loads((folder / "metrics.json").read_text())
     assert trained["epochs"] == 6
     assert len((folder / "log.jsonl").read_text().splitlines()) == 6
@@ -49,6 +55,7 @@ def test_one_user(tmp_path, monkeypatch, capsys) -> None:
          "--k-core", 1, *SMALL)  # fmt: skip
     assert "SimThres" not in capsys.readouterr().out
     assert "NaN" not in (folder / "metrics.json").read_text()
+    assert "NaN" not in (folder / "log.jsonl").read_text()
     record = json.loads((folder / "log.jsonl").read_text())
     assert "alignment" in record and "uniformity" not in record
 
@@ -140,6 +147,35 @@ def test_a_run_is_never_overwritten(log_file, tmp_path, monkeypatch, capsys) -> 
     assert (folder / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_folder_of_other_files_is_refused_before_training(
+    log_file, tmp_path, monkeypatch, capsys
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "train.log").write_text("mine")
+    options = ["--dataset", log_file, "--epochs", 1, *SMALL]
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, *options, "--run-dir", folder)
+    assert exit.value.code == 2
+    assert "mine: holds other files; expected a new or an empty folder" in capsys.readouterr().err
+    assert [path.read_text() for path in folder.iterdir()] == ["mine"]
+    (folder / "train.log").unlink()
+    call(train, monkeypatch, *options, "--run-dir", folder)
+    assert (folder / "metrics.json").is_file()
+
+
+def test_sampled_candidates_are_for_the_test_items_and_of_the_run_s_seed(
+    log_file, tmp_path, monkeypatch
+) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1,
+         "--seed", 5, *SMALL)  # fmt: skip
+    split = checkpoint.load_data(checkpoint.read_config(folder))
+    with np.load(folder / "candidates.npz") as drawn:
+        np.testing.assert_equal(dict(drawn), draw_candidates(split, "test", 5))
+        assert not np.array_equal(drawn["random-100"], draw_candidates(split, "test", 6)["random-100"])
+
+
 def test_the_figures_of_a_run_alone_are_not_taken_for_one_to_go_on(
     log_file, tmp_path, monkeypatch, capsys
 ) -> None:
@@ -185,18 +221,18 @@ def test_a_file_name_that_is_no_text(log_file, tmp_path, monkeypatch, capsys) ->
     assert "run\\udcff" in (tmp_path / "run\udcff" / "train.log").read_text()
 
 
-def test_settings_that_the_method_does_not_use_are_named(
+def test_settings_without_effect_are_named(
     log_file, tmp_path, monkeypatch, capsys
 ) -> None:
     recipe, folder = tmp_path / "mine.toml", tmp_path / "run"
     recipe.write_text('method = "sasrec"\nquantile = 0.8\n')
     call(train, monkeypatch, "--config", recipe, "--dataset", log_file, "--run-dir", folder,
          "--lambda-cl", 0.2, "--epochs", 1, *SMALL)  # fmt: skip
-    assert "sasrec does not use lambda_cl, quantile\n" in capsys.readouterr().err
+    assert "without effect in this run: lambda_cl, quantile\n" in capsys.readouterr().err
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     call(train, monkeypatch, "--resume", folder)
     table, said = capsys.readouterr()
-    assert "does not use" not in said
+    assert "without effect" not in said
     assert "finished already" in said and "test (filtered)" in table
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

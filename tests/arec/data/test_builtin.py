@@ -80,3 +80,8 @@ def test_probabilities_are_those_of_the_next_item(sequences):
 def test_truth_cannot_be_written(sequences):
     with pytest.raises(ValueError, match="read-only"):
         sequences.planted.intents[0] = 1
+
+
+def test_fewer_items_than_the_longest_sequence_has() -> None:
+    with pytest.raises(DataError, match="num_items: expected at least 100, .* got 80"):
+        builtin.generate(num_users=60, num_items=80, num_intents=4, k_core=1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import pytest
@@ -222,6 +223,19 @@ def test_statistical_threshold_of_each_row(build, adaptive, batch) -> None:
     assert "L_reg" not in logged and not hasattr(objective, "threshold")
     torch.testing.assert_close(logged["k_mean"], k.mean())
     torch.testing.assert_close(logged["k_std"], k.std(correction=0))
+
+
+def test_rows_of_known_targets_are_not_in_a_row_s_quantile(adaptive, batch) -> None:
+    targets = batch.targets.clone()
+    targets[range(6), batch.lengths - 1] = torch.tensor([3, 3, 1, 2, 4, 5])
+    batch = dataclasses.replace(batch, targets=targets)
+    objective = adaptive(views="su", simthres="row", quantile=0.75, same_target_negatives=False)
+    groups = objective.groups(batch)
+    (z,) = objective.view_pairs(batch)
+    s = similarities(z)
+    s[0, [0, 5]] = math.inf  # of columns 1 and 7, both views of the other row with its target
+    k = s[0].sort().values[5:7].mean()  # ⌊0.75 · 8⌋ = 6 below
+    torch.testing.assert_close(objective.thresholds(z, groups)[0], k)
 
 
 def test_statistical_threshold_of_the_previous_epoch(adaptive, batch, other_batch) -> None:

@@ -47,6 +47,16 @@ def test_duorec_is_nt_xent(build, batch, counted, similarity, same_target_negati
     torch.testing.assert_close(loss, build(method="sasrec")(batch)[0] + 0.3 * expected)
 
 
+def test_losses_of_two_pairs_are_logged_as_they_add_up(build, batch) -> None:
+    objective = build(method="adaptiverec", views="us", lambda_cl=0.3, lambda_reg=0.2)
+    objective.reference.fill_(0.1)
+    loss, logged = objective(batch)
+    expected = logged["L_basic"] + 0.3 * (logged["L_cl"] + 0.2 * logged["L_reg"])
+    torch.testing.assert_close(loss.detach(), expected)
+    assert logged["N"] == 2 * len(batch.lengths), "the others are means"
+    assert -1 <= logged["k_mean"] <= 1.05
+
+
 @pytest.mark.parametrize("method", ["cl4srec", "adaptiverec"])
 def test_cl4srec_s_views_are_features_of_augmented_sequences(
     build, batch, monkeypatch, method
