@@ -168,7 +168,7 @@ def uniformity(x: Tensor) -> Tensor:
     s = cosine_similarities(x)
     n = x.shape[0]
     kernel = torch.exp(-2 * (2 - 2 * s)).fill_diagonal_(0.0)  # |x_i - x_j|^2 = 2 - 2 s_ij
-    return torch.log(kernel.sum() / (n * (n - 1))) if n > 1 else s.new_tensor(math.nan)
+    return torch.log(kernel.sum() / (n * (n - 1)))
 
 
 def unit_rows(z: Tensor) -> Tensor:
