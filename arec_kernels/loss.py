@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 from torch import Tensor, nn
 
 from arec_kernels import reference
 from arec_kernels.arguments import check_options, check_views, group_rows, threshold_rows
 from arec_kernels.reference import InfoNCEStats
 from arec_kernels.registration import check_backend, choose_backend, info_nce
+
+
+@overload
+def adaptive_info_nce(
+    z: Tensor, threshold: Tensor | float, *, temperature: float = ..., groups: Tensor | None = ...,
+    positives: bool = ..., partner_weight: float = ..., denominator: str = ...,
+    weighting: str = ..., threshold_grad: float | None = ..., histogram_bins: None = None,
+    reduction: str = ..., backend: str | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def adaptive_info_nce(
+    z: Tensor, threshold: Tensor | float, *, temperature: float = ..., groups: Tensor | None = ...,
+    positives: bool = ..., partner_weight: float = ..., denominator: str = ...,
+    weighting: str = ..., threshold_grad: float | None = ..., histogram_bins: int,
+    reduction: str = ..., backend: str | None = ...,
+) -> tuple[Tensor, InfoNCEStats]: ...
 
 
 def adaptive_info_nce(

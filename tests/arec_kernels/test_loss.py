@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
+import typing
 
 import pytest
 import torch
@@ -79,6 +81,18 @@ def test_unknown_backend() -> None:
         adaptive_info_nce(Z, 0.1, backend="tpu")
     with pytest.raises(ValueError, match="backend: expected None, 'reference' or one of"):
         AdaptiveInfoNCE(backend="tpu")
+
+
+def test_type_checkers_see_the_same_arguments() -> None:
+    """With `histogram_bins` a pair, without a tensor."""
+    overloads = [inspect.signature(f) for f in typing.get_overloads(adaptive_info_nce)]
+    parameters = inspect.signature(adaptive_info_nce).parameters
+    assert len(overloads) == 2
+    for overload in overloads:
+        for name, parameter in parameters.items():
+            if name != "histogram_bins":
+                assert overload.parameters[name].annotation == parameter.annotation
+        assert list(overload.parameters) == list(parameters)
 
 
 def test_the_help_names_the_backends_there_are() -> None:
