@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import overload
+from typing import Any, overload
 
 from torch import Tensor, nn
 
@@ -146,7 +146,7 @@ class AdaptiveInfoNCE(nn.Module):
         check_backend(backend)
         check_options(temperature, positives, partner_weight, denominator, weighting,
                       threshold_grad, histogram_bins, reduction)
-        self.options = {
+        self.options: dict[str, Any] = {
             "temperature": temperature, "positives": positives, "partner_weight": partner_weight,
             "denominator": denominator, "weighting": weighting, "threshold_grad": threshold_grad,
             "histogram_bins": histogram_bins, "reduction": reduction, "backend": backend,
