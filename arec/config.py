@@ -142,7 +142,7 @@ class Config(BaseModel):
     device: str = Field("auto", description="auto, cpu or cuda")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "float32",
-        description="of products in training; bfloat16 (autocast): 1.5 times faster and more where the "
+        description="of products in training; bfloat16 (autocast): faster where the "
         "device multiplies it, many times slower elsewhere, which auto avoids; weights, softmax, loss "
         "and ranking stay float32",
     )

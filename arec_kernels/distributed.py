@@ -77,11 +77,12 @@ def _check(z: Tensor, process_group: Group) -> None:
         raise ValueError("process_group: expected one that this process is in")
 
 
-def gather_views(z: Tensor, process_group: Group = None) -> Tensor:  # (2B, ...) -> (2BW, ...)
+def gather_views(z: Tensor, process_group: Group = None) -> Tensor:  # (2B, D) -> (2BW, D)
     """The rows of all W processes as one batch, first views first, for any function of them.
 
-    Where every process computes the same function of all rows (with the same random numbers), the mean of the processes' gradients,
-    of the rows' as of the function's own parameters, is the gradient of one process that has them all.
+    Where every process computes the same function of all rows (with the same random numbers), the mean
+    of the processes' gradients, of the rows' as of the function's own parameters, is the gradient of
+    one process that has them all.
 
     Args:
         z: both views of the rows of this process; the same shape and type in every process, which is

@@ -38,7 +38,7 @@ def loss_and_gradient(z: torch.Tensor, temperature: float, backend: str) -> list
 
 
 def errors(backend: str, device: str, noise: float, temperature: float) -> list[float]:
-    """Relative error of the loss and of the gradient's norm, the largest over the seeds."""
+    """The error's norm over the norm, of the loss and of the gradient; the largest over the seeds."""
     worst = torch.zeros(2, dtype=torch.float64)
     for seed in range(SEEDS):
         z = views(noise, seed).to(device)

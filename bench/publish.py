@@ -33,7 +33,7 @@ def publish(run: Path) -> None:
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("similarity_histogram", None)  # long; `arec.report` draws it
-    del metrics["config"]["data_dir"]  # where the files lay on that machine is nobody's business
+    del metrics["config"]["data_dir"]  # where the files lay says nothing of the run
     kept = {"machine": machine(), "published_at_commit": commit(), **metrics, "log": records}
     (RESULTS / f"{run.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
 

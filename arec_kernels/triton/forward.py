@@ -174,7 +174,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Reduced loss; log D, m, sum of s over M+, each (N,); and the histogram: the op `triton_forward`.
 
-    Two launches, one more for a reduction, one for a histogram's zeros, and one above MAX_BLOCK_BINS.
+    Two launches, one more for a reduction, one for a histogram's zeros, and two above MAX_BLOCK_BINS.
     """
     n = z.shape[0]
     options = Options(temperature, positives, partner_weight, denominator, weighting)

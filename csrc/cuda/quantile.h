@@ -1,6 +1,6 @@
 // The exact quantile of each row's similarities without storing or sorting them: bisection on the bits of a
-// float, which as integers are in the order of the numbers. 32 passes over the columns pin down the r-th
-// smallest similarity of all rows, and one more its successor.
+// float, which as integers are in the order of the numbers. One pass over the columns counts candidates, 32
+// pin down the r-th smallest similarity of all rows, and one more finds its successor.
 #pragma once
 #include "tile.h"
 
