@@ -115,6 +115,7 @@ def test_every_option(options: dict, temperature: float) -> None:
         (32, 17),  # whole tiles; one product more than fits
         (34, 15),  # one pair past the tile
         (66, 64),
+        (110, 4),  # the last column tile meets rows far from both diagonals
         (18, 300),  # wider than one gradient block
     ],
 )
