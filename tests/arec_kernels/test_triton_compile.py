@@ -23,7 +23,7 @@ from triton_offline import OfflineDriver
 from triton_probes import nearest_tf32_kernel
 
 import arec_kernels.triton as kernels
-from arec_kernels.triton import config
+from arec_kernels.triton import config, launch
 
 # Bytes of shared memory a program may have. The table's entries for 8.0 also run on 8.6, 8.9 and
 # 12.0, which have the least.
@@ -138,6 +138,26 @@ def test_four_launches() -> None:
     with offline(90, "bf16") as target:
         loss_and_gradient(torch.zeros(64, 64, dtype=torch.bfloat16), tile)
     assert target.launches == 4
+
+
+def test_launches_tell_apart_what_triton_compiles_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch that took one kernel for another would read, say, rows that are not aligned as if."""
+    aligned = torch.zeros(64, 16)
+    unaligned = torch.zeros(64 * 16 + 1)[1:].view(64, 16)
+    calls = [aligned, unaligned, aligned[:40], aligned[:, :3], aligned[:, :1], aligned]
+
+    def compiled_for(device: int, *, anew: bool) -> set[tuple[str, bytes]]:
+        with offline(90, "fp32") as target:
+            monkeypatch.setattr(target, "get_current_device", lambda: device)  # with nothing cached
+            for x in calls:
+                if anew:  # Triton's own analysis of the arguments decides
+                    launch._compiled.clear()
+                kernels.uniformity(x)
+        return {(cubin.name, cubin.binary) for cubin in target.cubins}
+
+    by_triton = compiled_for(1001, anew=True)
+    assert len(by_triton) > 2, "or the calls tell nothing"
+    assert compiled_for(1002, anew=False) == by_triton
 
 
 def test_products_run_on_the_warpgroup_units_of_hopper() -> None:
