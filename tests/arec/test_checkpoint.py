@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
+from tiny import sequences_of
 
 from arec import checkpoint
+from arec.config import Config
+from arec.data.builtin import generate
 
 
 def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
@@ -39,3 +44,33 @@ def test_a_checkpoint_on_a_full_disk_is_one_clear_error(tmp_path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_every_setting_of_the_data_reaches_the_loader(tmp_path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("who,what,when\n" + "".join(f"u,{item},{9 - at}\n" for at, item in enumerate("cab")))
+    names = {"user_column": "who", "item_column": "what", "time_column": "when"}
+    sequences = checkpoint.load_data(Config(dataset=str(path), k_core=1, **names)).sequences
+    assert [sequences.item_ids[item - 1] for item in sequences[0]] == ["b", "a", "c"]
+    loaded = checkpoint.load_data(Config(seed=1)).sequences
+    assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(generate(1))
+
+
+def test_a_fingerprint_tells_items_users_and_names_apart() -> None:
+    one = sequences_of([1, 2], [3])
+    renamed = dataclasses.replace(one, item_ids=one.item_ids[::-1].copy())
+    others = [sequences_of([1], [2, 3]), sequences_of([2, 1], [3]), renamed]
+    assert len({checkpoint.fingerprint(each) for each in (one, *others)}) == 4
+    assert checkpoint.fingerprint(one) == checkpoint.fingerprint(sequences_of([1, 2], [3]))
+
+
+def test_where_a_run_finds_things_is_not_what_it_is(tmp_path) -> None:
+    checkpoint.write_text(tmp_path / "config.toml", Config(data_dir=Path("/old")).to_toml())
+    checkpoint.write_text(tmp_path / "metrics.json", "{}")
+    assert checkpoint.is_finished(tmp_path, Config(data_dir=Path("/new"), device="cpu"))
+
+
+def test_an_empty_checkpoint_is_one_clear_error(tmp_path) -> None:
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(checkpoint.RunError, match="not a readable checkpoint"):
+        checkpoint.load_state(tmp_path / "last.pt")

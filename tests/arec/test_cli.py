@@ -143,3 +143,13 @@ def test_a_full_disk_under_the_output_is_one_line() -> None:
 def test_faults_of_the_program_keep_their_traceback() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         run("arec.train", failing(RuntimeError("shapes cannot be multiplied")))
+
+
+def test_options_are_whole_words_and_switches_have_two_ways(capsys) -> None:
+    parser = Parser("arec.train", "")
+    add_settings(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--epoch", "3"])
+    assert "did you mean --epochs?" in capsys.readouterr().err
+    given = given_settings(parser.parse_args(["--no-positives", "--filter-history"]))
+    assert given == {"positives": False, "filter_history": True}

@@ -102,3 +102,15 @@ def test_a_checkpoint_of_other_settings_is_one_clear_error(
                 call(arguments[0], monkeypatch, *arguments[1:])
             assert exit.value.code == 2
             assert "does not fit the settings of config.toml" in capsys.readouterr().err
+
+
+def test_candidates_that_are_gone_are_drawn_again_alike(log_file, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1,
+         "--method", "sasrec", "--seed", 5, *SMALL)  # fmt: skip
+    with np.load(folder / "candidates.npz") as drawn:
+        before = dict(drawn)
+    (folder / "candidates.npz").unlink()
+    call(evaluate, monkeypatch, folder)
+    with np.load(folder / "candidates.npz") as drawn:
+        np.testing.assert_equal(dict(drawn), before)

@@ -10,19 +10,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from programs import SMALL
-from tiny import sequences_of
+from tiny import config_of, histories
 from torch import Tensor, multiprocessing
 from tqdm import tqdm
 
 import arec.trainer
 from arec import parallel
 from arec.checkpoint import RunError
-from arec.config import Config
 from arec.data.batches import TrainingBatches
 from arec.data.split import LeaveOneOut
 from arec.errors import DataError
@@ -31,7 +29,6 @@ from arec.ranking import draw_candidates
 from arec.trainer import Trainer, evaluate, training_batches
 
 PROCESSES = 2
-USERS = 91  # one too many for two shares
 # Without dropout, and with the last item masked alone, so that all draw the same.
 METHODS = {
     "sasrec": {"method": "sasrec"},
@@ -46,19 +43,6 @@ METHODS = {
     "adaptiverec, released": {"method": "adaptiverec", "threshold_network": "flattened",
                               "regulariser": "released"},
 }  # fmt: skip
-
-
-def histories(users: int = USERS, items: int = 20) -> LeaveOneOut:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(6, 15, size=users)
-    return LeaveOneOut(
-        sequences_of(*(rng.integers(1, items + 1, size=n) for n in lengths), num_items=items)
-    )
-
-
-def config_of(**settings: object) -> Config:
-    small = {"hidden_size": 16, "feed_forward": 16, "max_length": 8, "batch_size": 32}
-    return Config(device="cpu", **small, **settings)
 
 
 def epoch(settings: dict, run: Path) -> dict[str, Tensor]:
@@ -160,7 +144,7 @@ def test_an_epoch_is_that_of_one_process(results: list[dict], tmp_path: Path, na
 
 
 def test_rows_that_do_not_divide_are_left_out(results: list[dict]) -> None:
-    assert [result["rows"] for result in results] == [USERS - 1] * PROCESSES
+    assert [result["rows"] for result in results] == [90] * PROCESSES, "of 91 users"
 
 
 def test_the_figures_are_those_of_all_users(results: list[dict]) -> None:

@@ -6,10 +6,15 @@ import csv
 import gzip
 import re
 
+import numpy as np
 import pytest
+import torch
 from programs import SMALL, call
+from tiny import histories
 
-from arec import recommend, train
+from arec import ranking, recommend, train
+from arec.config import Config
+from arec.objectives import build_objective
 
 
 def test_the_usage_names_all_options(monkeypatch, capsys) -> None:
@@ -55,3 +60,28 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
     assert exit.value.code == 2
     nothing, error = capsys.readouterr()
     assert nothing == "" and "no user 'nobody'; there is, for example, 'user0'" in error
+
+
+def test_recommends_after_the_latest_items_of_every_user(monkeypatch) -> None:
+    monkeypatch.setattr(ranking, "_USERS", 3)
+    sequences = histories(users=8).sequences
+    objective = build_objective(Config(
+        method="sasrec", hidden_size=8, feed_forward=8, max_length=4), 20)
+    users = np.array([5, 0, 7, 2, 3, 1, 6])
+    got = list(recommend.recommend(objective, sequences, users, top=5))
+    assert [user for user, *_ in got] == users.tolist()
+    for user, items, scores in got:
+        history = sequences[user].tolist()
+        with torch.no_grad():
+            expected = objective.score(torch.tensor([history[-4:]]), torch.tensor([4]))[0]
+        expected[[0, *history]] = -torch.inf
+        best = expected.topk(5)
+        assert items.tolist() == best.indices.tolist()
+        assert scores == pytest.approx(best.values.numpy(), rel=1e-4)
+
+
+def test_no_items_are_no_recommendation(tmp_path, monkeypatch, capsys) -> None:
+    with pytest.raises(SystemExit) as exit:
+        call(recommend, monkeypatch, tmp_path, "--top", 0)
+    assert exit.value.code == 2
+    assert "--top: expected at least 1, got 0" in capsys.readouterr().err

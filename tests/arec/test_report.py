@@ -238,3 +238,102 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in error
     assert error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()
+
+
+def test_alignment_stands_over_uniformity() -> None:
+    figure = figures.alignment_uniformity([make("a"), make("b", quantile=0.5)])
+    axes = figure.axes[0]
+    assert axes.get_xlabel().startswith("uniformity") and axes.get_ylabel().startswith("alignment")
+    for line in axes.get_lines():
+        assert line.get_xydata() == pytest.approx(np.array([[-2, 0.9], [-3, 0.8], [-4, 0.7]]))
+    assert [handle.get_marker() for handle in figure.legends[0].legend_handles] == ["o", "s"]
+
+
+def test_collapse_shows_k_and_dashes_it_without_the_regulariser() -> None:
+    axes = figures.collapse([make(name, **ALL[name]) for name in "ab"]).axes[0]
+    for line in axes.get_lines():
+        assert line.get_xydata() == pytest.approx(np.array([[1, 0.8], [2, 0.7], [3, 0.6]]))
+        assert line.get_linestyle() == ("--" if "without" in line.get_label() else "-")
+
+
+def test_widths_are_of_the_last_epoch() -> None:
+    made = make("a")
+    (patch,) = figures.widths([made]).axes[0].patches
+    density, edges, _ = patch.get_data()
+    counts = np.array(made.log[-1]["similarity_histogram"])
+    assert density == pytest.approx(counts / counts.sum() * 100)
+    assert edges == pytest.approx(np.linspace(-1, 1, 201))
+
+
+def test_validation_and_test_and_their_deviation_over_seeds() -> None:
+    runs = []
+    for seed, ndcg in enumerate((0.1, 0.4)):
+        for quantile in (0.5, 0.9):
+            run = make(f"{quantile}-{seed}", quantile=quantile, seed=seed)
+            stages = {"valid": ndcg, "test": ndcg / 2}
+            metrics = {s: {p: {"NDCG@10": x} for p in ("filtered", "unfiltered")} for s, x in stages.items()}
+            runs.append(Run(run.name, run.config, run.log, metrics))
+    axes = figures.quantile_sweep(runs).axes[0]
+    for container, mean in zip(axes.containers, (0.25, 0.125), strict=True):
+        assert container.get_label().startswith("validation" if mean == 0.25 else "test")
+        line, _, (bars,) = container.lines
+        assert line.get_ydata() == pytest.approx([mean] * 2)
+        deviation = mean * 0.3 / 0.25 / 2**0.5
+        for bar in bars.get_segments():
+            assert bar[:, 1] == pytest.approx([mean - deviation, mean + deviation])
+
+
+def test_false_negatives_are_what_their_labels_say() -> None:
+    axes = figures.false_negatives([make("a")]).axes[0]
+    values = {label.partition(":")[0]: line[-1, 1] for label, line in curves(axes).items()}
+    assert values == {
+        "precision of pairs above SimThres": 0.5, "precision of a random mask": 0.1,
+        "recall of pairs above SimThres": 0.4, "recall of a random mask": 0.2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["similarity.png", "simthres.png", "false-negatives.png"])
+def test_panels_have_the_names_of_their_runs(file) -> None:
+    runs = [make(name) for name in "abcde"]
+    figure = FIGURES[file].draw(runs)
+    assert [axes.get_title() for axes in figure.axes[:5]] == list("abcde")
+    assert len(figure.axes) == 5 + (file == "similarity.png"), "no empty panel; the colours of epochs"
+
+
+def test_sorted_similarities_are_named() -> None:
+    figure = figures.similarity([make("a")])
+    assert figure.axes[0].get_xlabel() == "share of pairs below"
+    assert figure.get_supylabel() == "cosine similarity"
+
+
+def test_a_sweep_is_in_the_order_of_its_setting() -> None:
+    runs = [make(str(size), hidden_size=size) for size in (128, 64, 256)]
+    assert [run.name for run in FIGURES["widths.png"].select(runs)] == ["64", "128", "256"]
+
+
+def test_a_folder_that_is_named_twice_is_one_run(tmp_path, monkeypatch) -> None:
+    folder = write(tmp_path / "run", make("run"))
+    monkeypatch.chdir(tmp_path)
+    named = []
+    monkeypatch.setattr(report, "names", lambda folders: named.extend(folders) or ["run"] * len(folders))
+    call(report, monkeypatch, folder, "run", "--out", tmp_path / "out")
+    assert named == [folder]
+
+
+def test_a_run_is_drawn_before_it_has_finished(tmp_path) -> None:
+    folder = write(tmp_path / "run", make("run", ndcg=None))
+    run = report.read_run(folder, "run")
+    assert len(run.log) == 3 and run.metrics is None
+
+
+def test_the_released_regulariser_is_one() -> None:
+    free = {"lambda_reg": 0.0, "threshold_grad": 0.05}
+    runs = [make("a"), make("b", regulariser="released", **free)]
+    assert figures.FIGURES["collapse.png"].select(runs) == []
+
+
+def test_colours_reach_to_the_last_epoch_of_all_runs() -> None:
+    runs = [make("a"), make("b", quantile=0.5)]
+    runs[0].log.pop()
+    for draw in (figures.similarity, figures.alignment_uniformity):
+        assert draw(runs).axes[-1].get_ylim() == (1, 3)

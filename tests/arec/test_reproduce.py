@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from programs import call
 
-from arec import reproduce, tables
+from arec import checkpoint, reproduce, tables
 from arec.checkpoint import located
 from arec.config import Config
+from arec.data.builtin import generate
 from arec.figures import FIGURES
 from arec.trainer import Trainer
 
@@ -202,3 +203,28 @@ def test_runs_of_other_data_are_never_taken_for_ours(
         call(reproduce, monkeypatch, *options)
     assert exit.value.code == 2
     assert "trained on other data than" in capsys.readouterr().err
+
+
+def test_each_seed_has_built_in_data_of_its_own(tmp_path) -> None:
+    runs = [(tmp_path / str(seed), Config(seed=seed)) for seed in (0, 1)]
+    for folder, config in runs:
+        checkpoint.write_text(folder / "config.toml", config.to_toml())
+        checkpoint.write_text(folder / "metrics.json", "{}")
+        data = checkpoint.fingerprint(generate(config.seed))
+        checkpoint.save(folder / "checkpoint.pt", {"data": data})
+    assert reproduce.find_missing(runs) == []
+
+
+def test_seeds_count_from_the_one_that_is_given(log_file, tmp_path, monkeypatch) -> None:
+    trained = []
+    monkeypatch.setattr(reproduce, "train_all", trained.extend)
+    with pytest.raises(FileNotFoundError):
+        monkeypatch.setattr("sys.argv", ["p", "table1", "--dataset", str(log_file), "--seed", "3",
+                            "--seeds", "2", "--runs-dir", str(tmp_path)])  # fmt: skip
+        reproduce.main()
+    assert {config.seed for _, config in trained} == {3, 4}
+
+
+def test_where_the_data_lie_is_no_setting_of_a_table() -> None:
+    plan = reproduce.Plan("builtin", {"epochs": 3, "data_dir": "/home/me"}, Path("runs"))
+    assert reproduce.describe(plan, {}) == "default settings, but epochs = 3"

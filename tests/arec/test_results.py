@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tiny import config_of, histories
 
-from arec.results import format_results
+from arec.data.builtin import generate
+from arec.data.split import LeaveOneOut
+from arec.objectives import build_objective
+from arec.ranking import draw_candidates, evaluate_scores, popularity_scores, upper_bound_scores
+from arec.results import final_metrics, format_results
 from arec.tables import TABLE_METRICS
 
 CANDIDATES = {"random-100": np.ones((1, 100))}
@@ -36,3 +41,21 @@ def test_what_simthres_found(correlation: float | None, said: str) -> None:
         f"deviation of each row's own quantile: 0.0200; {said}",
     ]
     assert "SimThres" not in format_results({}, CANDIDATES)
+
+
+def test_the_figures_beside_the_model_s_are_of_the_test_items() -> None:
+    split = LeaveOneOut(generate(seed=1, num_users=60, num_items=100, num_intents=4, k_core=1))
+    candidates = draw_candidates(split, "test", 0)
+    metrics = final_metrics(build_objective(config_of(method="sasrec"), 100), split, candidates)
+    assert metrics["popularity"] == evaluate_scores(split, "test", popularity_scores, candidates)
+    assert metrics["upper_bound"] == evaluate_scores(
+        split, "test", lambda part: upper_bound_scores(part, "test"), candidates
+    )
+
+
+def test_only_a_learnable_simthres_has_a_spread() -> None:
+    split = histories()
+    for simthres in ("learnable", "row", "epoch"):
+        objective = build_objective(config_of(simthres=simthres), 20)
+        metrics = final_metrics(objective, split, draw_candidates(split, "test", 0))
+        assert ("simthres" in metrics) is (simthres == "learnable")

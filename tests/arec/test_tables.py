@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 
+import numpy as np
 import pytest
 
 from arec import tables
@@ -118,3 +119,56 @@ def test_csv_has_every_figure_in_a_line() -> None:
         row["NDCG@10"] for row in elsewhere
     ]
     assert len(rows) == 18 + 6 + len(elsewhere)
+
+
+RANKINGS = {"whole": "unfiltered", "popular": "popular-100", "random": "random-100"}
+
+
+def different(name: str) -> tuple[dict, dict]:
+    """Runs in which every figure is another one, and what each cell is to be."""
+    rng = np.random.default_rng(0)
+    rankings = ("filtered", *RANKINGS.values())
+    results = {
+        key: [{"test": {each: {m: rng.random() for m in tables.TABLE_METRICS} for each in rankings}}]
+        for key in tables.TABLES[name].runs()
+    }
+    cells = {}
+    for method in tables.TABLES[name].methods:
+        for column in tables.TABLES[name].columns:
+            if name == "table1":
+                views, ranking, metric = "us_x", "unfiltered", column.label
+            else:
+                what, views = column.label.lower().split()
+                ranking, metric = RANKINGS[what], "NDCG@10"
+            views = "cl4srec" if method == "cl4srec" else views
+            cells[method, column.label] = results[method, views][0]["test"][ranking][metric]
+    return results, cells
+
+
+@pytest.mark.parametrize("name", ["table1", "table2"])
+def test_every_cell_is_of_its_run_its_ranking_and_its_metric(name) -> None:
+    results, cells = different(name)
+    rows = list(csv.DictReader(tables.to_csv(name, "ml-1m", results).splitlines()))
+    got = {(row["method"], row["column"]): float(row["mean"]) for row in rows[: len(cells)]}
+    assert got == pytest.approx(cells)
+    text = tables.to_markdown(name, "ml-1m", results, "")
+    head, _, *body = [[cell.strip() for cell in line.split("|")[1:-1]]
+                      for line in text.split("\n\n")[1].splitlines()]  # fmt: skip
+    labels, paper = head[2:], tables.published()[name]["ml-1m"]
+    for at, method in enumerate(tables.TABLES[name].methods):
+        ours, theirs = body[2 * at : 2 * at + 2]
+        assert ours[2:] == [f"{cells[method, label]:.4f}" for label in labels]
+        assert theirs[2:] == [f"{paper[method][label]:.4f}" for label in labels]
+    improved = {x: 100 * (paper["adaptiverec"][x] / paper["duorec"][x] - 1) for x in labels}
+    printed = paper.get("improvement", improved)
+    assert body[-1] == ["", "paper", *(f"{printed[label]:+.2f} %" for label in labels)]
+
+
+@pytest.mark.parametrize("dataset", ["ml-1m", "beauty"])
+def test_figures_of_elsewhere_stand_under_their_ranking(dataset) -> None:
+    text = tables.to_markdown("table1", dataset, different("table1")[0], "")
+    assert f"| {dataset}, NDCG@10 | unfiltered | filtered |" in text
+    for row in tables.published()["elsewhere"][dataset]:
+        figure = f"{row['NDCG@10']:.4f}"
+        cells = f"{figure} | " if row["ranking"] == "unfiltered" else f" | {figure}"
+        assert f"| {row['what']} | {cells} |" in text

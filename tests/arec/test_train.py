@@ -19,6 +19,8 @@ from arec import checkpoint, evaluate, train
 from arec.checkpoint import RunError
 from arec.config import Config
 from arec.ranking import draw_candidates
+from arec.train import _default_folder
+from arec.trainer import Trainer
 
 
 @pytest.mark.parametrize("views", ["us_x", "cl4srec"])
@@ -274,3 +276,60 @@ def test_another_run_s_folder_is_refused_in_python_too(log_file, tmp_path) -> No
     assert train.train(Config(**settings), tmp_path / "run") == table, "ranked again"
     with pytest.raises(RunError, match="holds a run with dropout 0.2, expected 0.5"):
         train.train(Config(**settings, dropout=0.5), tmp_path / "run")
+
+
+def test_minutes_are_those_of_the_log(log_file, tmp_path, monkeypatch) -> None:
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 2,
+         "--method", "sasrec", *SMALL)  # fmt: skip
+    log = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    seconds = sum(json.loads(line)["seconds"] for line in log)
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["minutes"] == pytest.approx(seconds / 60)
+
+
+def test_what_is_odd_about_the_data_is_said(tmp_path, monkeypatch, capsys) -> None:
+    log_file = tmp_path / "log.csv"
+    # Of 4 interactions that follow another of the same user, 1 has the time of the one before.
+    rows = [f"u{user},{item},{max(at, 1)}" for user in range(6) for at, item in enumerate("abcde")]
+    log_file.write_text("\n".join(["user,item,timestamp", *rows, "short,a,1", "short,b,2"]))
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1,
+         "--method", "sasrec", "--k-core", 1, *SMALL)  # fmt: skip
+    said = capsys.readouterr().err
+    assert "24% of the interactions have the same time as the one before" in said  # 6 of 25
+    assert "1 users have fewer than 3 items" in said
+
+
+def test_the_default_folder_is_under_runs() -> None:
+    folder = _default_folder(Config(dataset="/data/my.csv", method="sasrec"))
+    assert folder.parent == Path("runs") and folder.name.startswith("my.csv-sasrec-2")
+
+
+def test_one_epoch_with_positives_is_enough(log_file, tmp_path, monkeypatch, capsys) -> None:
+    fit = Trainer.fit
+
+    def came_down(self):
+        records = fit(self)
+        for record, positives in zip(records, (0.0, 5.0), strict=True):
+            record["positives_per_row"] = positives
+        return records
+
+    monkeypatch.setattr(Trainer, "fit", came_down)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 2, *SMALL)
+    assert "SimThres stayed above" not in capsys.readouterr().err
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["most_positives_per_row"] == 5
+
+
+def test_metrics_name_the_best_epoch(log_file, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Trainer, "_validation", lambda self, epoch: -epoch)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 3,
+         "--method", "sasrec", *SMALL)  # fmt: skip
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["best_epoch"], metrics["epochs"]) == (1, 3)
+
+
+@pytest.mark.parametrize("option", [["--run-dir", "new"], ["--config", "new.toml"]])
+def test_resume_goes_alone(tmp_path, monkeypatch, capsys, option) -> None:
+    with pytest.raises(SystemExit):
+        call(train, monkeypatch, "--resume", tmp_path, *option)
+    assert "--resume: the run brings its own settings" in capsys.readouterr().err

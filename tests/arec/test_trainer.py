@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from programs import SMALL, call
+from tiny import config_of, histories
 from tqdm import tqdm
 
 import arec.trainer
@@ -19,7 +20,7 @@ from arec.data.batches import TrainingBatches
 from arec.data.builtin import generate
 from arec.data.split import LeaveOneOut
 from arec.objectives import adaptiverec
-from arec.trainer import Trainer, describe, pick_precision
+from arec.trainer import Trainer, describe, pick_precision, training_batches
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
@@ -339,3 +340,82 @@ def test_a_batch_counts_by_its_weight(log_file, tmp_path) -> None:
     assert means["loss"] == pytest.approx(2 * sum(weights) / len(weights))
     counts = [count * weight for count, weight in enumerate(weights, start=1)]
     assert means["count"] == pytest.approx(sum(counts) / len(weights))
+
+
+@pytest.mark.parametrize(("filter_history", "chosen"), [(True, 0.1), (False, 0.2)])
+def test_the_ranking_of_the_settings_chooses_the_epoch(tmp_path, filter_history, chosen) -> None:
+    trainer = Trainer(config_of(method="sasrec", filter_history=filter_history), histories(), tmp_path)
+    figures = {"filtered": {"NDCG@10": 0.1}, "unfiltered": {"NDCG@10": 0.2}}
+    trainer.records = [{"valid": figures}]
+    assert trainer._validation(1) == chosen
+
+
+def test_seconds_before_an_interruption_count(tmp_path) -> None:
+    trainer = Trainer(config_of(method="sasrec", epochs=2), histories(), tmp_path)
+    trainer.seconds = 1000.0
+    first, second = trainer.fit()
+    assert 1000 < first["train_seconds"] <= first["seconds"]
+    assert second["train_seconds"] <= second["seconds"] < 1000
+
+
+def test_a_resumed_run_logs_what_an_uninterrupted_one_does(tmp_path, monkeypatch) -> None:
+    """As in `test_resumed_run_equals_an_uninterrupted_one`, which compares weights only."""
+    config, split = config_of(method="sasrec", epochs=2), histories()
+
+    def logged(records: list[dict]) -> list[dict]:
+        return [{k: v for k, v in each.items() if "seconds" not in k} for each in records]
+
+    whole = logged(Trainer(config, split, tmp_path / "whole").fit())
+    original = TrainingBatches.epoch
+
+    def cut_off(self, epoch):
+        for at, batch in enumerate(original(self, epoch)):
+            if (epoch, at) == (1, 2):
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(arec.trainer, "_SAVE_SECONDS", 0)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(TrainingBatches, "epoch", cut_off)
+        Trainer(config, split, tmp_path / "cut").fit()
+    assert logged(Trainer(config, split, tmp_path / "cut", resume=True).fit()) == whole
+
+
+def test_the_best_epoch_outlives_an_interruption(tmp_path, monkeypatch) -> None:
+    figures = iter([0.3, 0.1, 0.2])
+
+    def planned(objective, split, stage):
+        value = next(figures)
+        return {name: {"NDCG@10": value} for name in ("filtered", "unfiltered")}
+
+    monkeypatch.setattr(arec.trainer, "evaluate", planned)
+    Trainer(config_of(method="sasrec", epochs=2), histories(), tmp_path).fit()
+    trainer = Trainer(config_of(method="sasrec", epochs=3), histories(), tmp_path, resume=True)
+    trainer.fit()
+    assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == trainer.best_epoch == 1
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_products_have_the_precision_of_the_settings(tmp_path, precision) -> None:
+    trainer = Trainer(config_of(method="sasrec", precision=precision), histories(), tmp_path)
+    found = set()
+    linear = trainer.objective.encoder.blocks[0].query
+    linear.register_forward_hook(lambda module, inputs, output: found.add(output.dtype))
+    trainer._train(1, tqdm(disable=True))
+    assert found == {getattr(torch, precision)}
+
+
+def test_a_seed_has_batches_of_its_own() -> None:
+    firsts = [
+        next(training_batches(config_of(method="sasrec", seed=seed), histories()).epoch(0)).inputs
+        for seed in (0, 1)
+    ]
+    assert not torch.equal(*firsts)
+
+
+def test_the_seed_chooses_who_validates(tmp_path) -> None:
+    users = [
+        Trainer(config_of(method="sasrec", validation_users=9, seed=s), histories(), tmp_path).valid_split.eval_users
+        for s in (0, 1)
+    ]
+    assert users[0].tolist() != users[1].tolist()

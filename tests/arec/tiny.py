@@ -1,4 +1,4 @@
-"""Data from the items of each user."""
+"""Small data and settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from arec.config import Config
 from arec.data.interactions import Sequences
+from arec.data.split import LeaveOneOut
 
 
 def sequences_of(*users: Sequence[int], num_items: int = 9, name: str = "tiny") -> Sequences:
@@ -17,3 +19,17 @@ def sequences_of(*users: Sequence[int], num_items: int = 9, name: str = "tiny") 
         item_ids=np.arange(1, num_items + 1).astype(str),
         user_ids=np.arange(len(users)).astype(str),
     )
+
+
+def histories(users: int = 91, items: int = 20) -> LeaveOneOut:
+    """Random ones of 6 to 14 items; so many users are one too many for two shares."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(6, 15, size=users)
+    return LeaveOneOut(
+        sequences_of(*(rng.integers(1, items + 1, size=n) for n in lengths), num_items=items)
+    )
+
+
+def config_of(**settings: object) -> Config:
+    small = {"hidden_size": 16, "feed_forward": 16, "max_length": 8, "batch_size": 32}
+    return Config(device="cpu", **small, **settings)

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 
 import numpy as np
 import pytest
 import torch
-from tiny import sequences_of
+from tiny import histories, sequences_of
 
 from arec.data.batches import TrainingBatches, history_batches
+from arec.data.builtin import PlantedTruth
 from arec.data.split import LeaveOneOut
 from arec.errors import DataError
 
@@ -214,3 +216,47 @@ def test_weights_let_a_target_count_the_same_in_every_batch(split: LeaveOneOut, 
     assert len(set(targets)) > 1
     weights = [batch.weight for batch in epoch]
     assert weights == pytest.approx(targets / targets.mean())
+
+
+@pytest.mark.parametrize("rows", ["all-positions", "prefix"])
+def test_intents_are_of_the_anchor_s_and_of_the_partner_s_target(split, rows) -> None:
+    items = split.sequences.items
+    places = np.arange(len(items), dtype=np.int16)  # every interaction an intent of its own
+    truth = PlantedTruth(places, *np.zeros((3, 1)))
+    planted = LeaveOneOut(dataclasses.replace(split.sequences, planted=truth))
+    for batch in batches(planted, rows=rows).epoch(0):
+        own, partner = batch.intents.unflatten(0, (2, -1)).tolist()
+        assert items[own].tolist() == items[partner].tolist() == batch.anchor_targets.tolist()
+        for at, inputs, length in zip(own, batch.anchor_inputs, batch.anchor_lengths):
+            assert inputs[:length].tolist() == items[at - length : at].tolist()
+        for at, inputs, length in zip(partner, batch.partner_inputs, batch.partner_lengths):
+            assert inputs[:length].tolist() == items[at - length : at].tolist()
+
+
+def test_no_two_epochs_of_any_seed_are_alike(split) -> None:
+    orders = {
+        str([batch.inputs.tolist() for batch in batches(split, seed=seed).epoch(epoch)])
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len(orders) == 4
+
+
+@pytest.mark.parametrize("rows", ["all-positions", "prefix"])
+def test_rows_that_do_not_divide_are_others_each_time(rows) -> None:
+    loader = TrainingBatches(histories(), batch_size=20, random_windows=0.0, rows=rows, shares=20)
+    left_out = len(loader.users) - loader.rows
+    assert left_out
+    seen = {
+        (*inputs[:length].tolist(), target.item())
+        for epoch in range(30)
+        for batch in loader.epoch(epoch)
+        for inputs, target, length in zip(batch.inputs, batch.last_targets, batch.lengths)
+    }
+    alone = TrainingBatches(histories(), batch_size=20, random_windows=0.0, rows=rows)
+    whole = {
+        (*inputs[:length].tolist(), target.item())
+        for batch in alone.epoch(0)
+        for inputs, target, length in zip(batch.inputs, batch.last_targets, batch.lengths)
+    }
+    assert seen == whole

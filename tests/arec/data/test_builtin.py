@@ -85,3 +85,9 @@ def test_truth_cannot_be_written(sequences):
 def test_fewer_items_than_the_longest_sequence_has() -> None:
     with pytest.raises(DataError, match="num_items: expected at least 100, .* got 80"):
         builtin.generate(num_users=60, num_items=80, num_intents=4, k_core=1)
+
+
+def test_the_order_of_users_tells_nothing() -> None:
+    lengths = builtin.generate(seed=3).lengths
+    first, second = np.split(lengths, 2)
+    assert abs(first.mean() - second.mean()) < 4 * lengths.std() * (2 / len(first)) ** 0.5

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import codecs
 import gzip
 import re
 import zipfile
-from datetime import datetime
+from datetime import date, datetime
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -308,3 +310,33 @@ def test_archive_without_a_known_member(tmp_path):
 def test_missing_file(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read(tmp_path / "log.txt")
+
+
+@pytest.mark.parametrize("name", [*TEXTS, "log.txt"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path, name) -> None:
+    path = tmp_path / name
+    path.write_bytes(codecs.BOM_UTF8 + TEXTS.get(name, "u1 a\nu2 b\nu1 c\n").encode())
+    assert read(path).select("user", "item").rows() == [row[:2] for row in LOG]
+
+
+def test_days_of_parquet(tmp_path) -> None:
+    path = tmp_path / "log.parquet"
+    days = [date(2020, 1, day) for day in (3, 1, 2)]
+    pl.DataFrame({"user": [1, 1, 1], "item": [1, 2, 3], "timestamp": days}).write_parquet(path)
+    assert read(path)["time"].arg_sort().to_list() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("name", ["u.data", "log.inter", "ratings.dat", "ratings_Beauty.csv"])
+def test_formats_without_quotes_take_them_for_text(tmp_path, name) -> None:
+    path = tmp_path / name
+    path.write_text(TEXTS[name].replace("u1", '"u1').replace("b", 'b"'))
+    expected = [(user.replace("u1", '"u1'), item.replace("b", 'b"'), time) for user, item, time in LOG]
+    assert read(path).select("user", "item", "time").rows() == expected
+
+
+def test_gzip_that_is_damaged_inside(tmp_path) -> None:
+    data = bytearray(gzip.compress(np.random.default_rng(0).bytes(1000).hex().encode()))
+    data[200:220] = bytes(20)
+    (tmp_path / "log.txt.gz").write_bytes(data)
+    with pytest.raises(DataError, match="damaged"):
+        read(tmp_path / "log.txt.gz")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import io
@@ -7,8 +8,10 @@ import sys
 import threading
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from data.test_formats import TEXTS
 
 from arec.data import load, sources
 from arec.data.download import Remote, fetch
@@ -199,3 +202,40 @@ def test_5_core_of_real_data(data_dir, dataset, file, users, items, interactions
     sequences = load(dataset, data_dir=data_dir)
     assert (sequences.num_users, sequences.num_items) == (users, items)
     assert sequences.num_interactions == interactions
+
+
+def test_a_record_of_a_checksum_is_whole_or_not_there(publisher, monkeypatch) -> None:
+    publisher.files["file.csv"] = CSV
+
+    def disk_full(self: Path, text: str) -> None:
+        self.write_bytes(text[:9].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    remote = Remote(f"{publisher.url}/file.csv", None)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="cannot be written"):
+        patch.setattr(Path, "write_text", disk_full)
+        fetch(remote)
+    assert fetch(remote).read_bytes() == CSV
+
+
+def test_of_several_wheels_the_newest(tmp_path) -> None:
+    member = "recbole/dataset_example/ml-100k/ml-100k.inter"
+    for version in (1, 2):
+        text = TEXTS["log.inter"] + "u9\tz\t5\t9\n" * (version - 1)
+        (tmp_path / f"recbole-1.{version}.whl").write_bytes(zipped(member, text))
+    assert load("ml-100k", data_dir=tmp_path, k_core=1).num_interactions == 4
+
+
+def test_a_recbole_without_the_example_is_no_reason_not_to_download(publisher, monkeypatch, tmp_path) -> None:
+    (tmp_path / "recbole").mkdir()
+    (tmp_path / "recbole" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "recbole", raising=False)
+    move_to(monkeypatch, publisher, "ml-100k", None)
+    with pytest.raises(DataError, match="HTTP status 404"):
+        load("ml-100k", k_core=1)
+
+
+def test_k_core_of_the_built_in_data() -> None:
+    with pytest.raises(DataError, match="is no 50-core"):
+        load("builtin", k_core=50)

@@ -98,3 +98,11 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
     parts = vars(sequences_of([1, 2, 3])) | change
     with pytest.raises(ValueError, match=message):
         Sequences(**parts)
+
+
+def test_the_users_to_rank_are_the_split_s_own_copy() -> None:
+    split = LeaveOneOut(sequences_of([1, 2, 3], [4, 5, 6]))
+    users = np.array([1])
+    fewer = split.ranking(users)
+    users[0] = 0
+    assert fewer.eval_users.tolist() == [1]

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from tiny import config_of
 from torch import nn
 
 from arec.models import Encoder
+from arec.models.dropout import Dropout
+from arec.objectives import build_objective
 
 LENGTHS = torch.tensor([7, 3, 1, 5])
 
@@ -193,3 +196,14 @@ def test_attention_drops_weights_while_training() -> None:
     encoder.train()
     drawn = encoder(inputs(), LENGTHS)
     assert not torch.allclose(drawn[0], encoder(inputs(), LENGTHS)[0])
+
+
+def test_dropout_after_the_embeddings_and_after_both_parts_of_a_block() -> None:
+    encoder = build_objective(config_of(method="sasrec", dropout=0.5), 20).encoder.train()
+    dropped = []
+    for module in encoder.modules():
+        if isinstance(module, Dropout):
+            module.register_forward_hook(lambda module, inputs, output: dropped.append(module))
+    encoder(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
+    first, second = (block.dropout for block in encoder.blocks)
+    assert dropped == [encoder.dropout, first, first, second, second]

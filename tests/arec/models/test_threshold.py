@@ -46,3 +46,9 @@ def test_flattened_has_the_size_of_the_released_one() -> None:
     with torch.device("meta"):
         network = FlattenedThresholdNetwork(64, batch_size=1024)
     assert sum(p.numel() for p in network.parameters()) // 10**6 == 545
+
+
+@pytest.mark.parametrize("network", [ThresholdNetwork(8), FlattenedThresholdNetwork(8, 6)])
+def test_thresholds_start_near_the_top(network) -> None:
+    k = network(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)))
+    assert k.tolist() == pytest.approx([0.95] * 6, abs=0.1)

@@ -145,3 +145,10 @@ def test_only_drawn_items_and_targets_learn(few) -> None:
     softmax.item_loss(hidden, table, targets, 10).backward()
     moved = table.grad.ne(0).any(dim=1)
     assert moved.sum() == 12 and moved[targets].all() and not moved[0]
+
+
+def test_no_targets_at_all_are_no_nan() -> None:
+    hidden, table = torch.zeros(0, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+    loss = softmax.full_softmax_loss(hidden, table, torch.zeros(0, dtype=torch.int64))
+    loss.backward()
+    assert loss == 0 and not table.grad.any()
