@@ -65,8 +65,8 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
 def test_recommends_after_the_latest_items_of_every_user(monkeypatch) -> None:
     monkeypatch.setattr(ranking, "_USERS", 3)
     sequences = histories(users=8).sequences
-    objective = build_objective(Config(
-        method="sasrec", hidden_size=8, feed_forward=8, max_length=4), 20)
+    config = Config(method="sasrec", hidden_size=8, feed_forward=8, max_length=4)
+    objective = build_objective(config, 20)
     users = np.array([5, 0, 7, 2, 3, 1, 6])
     got = list(recommend.recommend(objective, sequences, users, top=5))
     assert [user for user, *_ in got] == users.tolist()

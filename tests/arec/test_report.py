@@ -270,8 +270,10 @@ def test_validation_and_test_and_their_deviation_over_seeds() -> None:
     for seed, ndcg in enumerate((0.1, 0.4)):
         for quantile in (0.5, 0.9):
             run = make(f"{quantile}-{seed}", quantile=quantile, seed=seed)
-            stages = {"valid": ndcg, "test": ndcg / 2}
-            metrics = {s: {p: {"NDCG@10": x} for p in ("filtered", "unfiltered")} for s, x in stages.items()}
+            metrics = {
+                stage: {ranking: {"NDCG@10": value} for ranking in ("filtered", "unfiltered")}
+                for stage, value in (("valid", ndcg), ("test", ndcg / 2))
+            }
             runs.append(Run(run.name, run.config, run.log, metrics))
     axes = figures.quantile_sweep(runs).axes[0]
     for container, mean in zip(axes.containers, (0.25, 0.125), strict=True):

@@ -218,9 +218,9 @@ def test_each_seed_has_built_in_data_of_its_own(tmp_path) -> None:
 def test_seeds_count_from_the_one_that_is_given(log_file, tmp_path, monkeypatch) -> None:
     trained = []
     monkeypatch.setattr(reproduce, "train_all", trained.extend)
-    with pytest.raises(FileNotFoundError):
-        monkeypatch.setattr("sys.argv", ["p", "table1", "--dataset", str(log_file), "--seed", "3",
-                            "--seeds", "2", "--runs-dir", str(tmp_path)])  # fmt: skip
+    options = ["--dataset", log_file, "--seed", 3, "--seeds", 2, "--runs-dir", tmp_path]
+    monkeypatch.setattr("sys.argv", ["program", "table1", *map(str, options)])
+    with pytest.raises(FileNotFoundError):  # nothing has been trained
         reproduce.main()
     assert {config.seed for _, config in trained} == {3, 4}
 

@@ -414,8 +414,6 @@ def test_a_seed_has_batches_of_its_own() -> None:
 
 
 def test_the_seed_chooses_who_validates(tmp_path) -> None:
-    users = [
-        Trainer(config_of(method="sasrec", validation_users=9, seed=s), histories(), tmp_path).valid_split.eval_users
-        for s in (0, 1)
-    ]
-    assert users[0].tolist() != users[1].tolist()
+    configs = [config_of(method="sasrec", validation_users=9, seed=seed) for seed in (0, 1)]
+    one, other = (Trainer(config, histories(), tmp_path).valid_split for config in configs)
+    assert one.eval_users.tolist() != other.eval_users.tolist()

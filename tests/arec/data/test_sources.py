@@ -226,7 +226,9 @@ def test_of_several_wheels_the_newest(tmp_path) -> None:
     assert load("ml-100k", data_dir=tmp_path, k_core=1).num_interactions == 4
 
 
-def test_a_recbole_without_the_example_is_no_reason_not_to_download(publisher, monkeypatch, tmp_path) -> None:
+def test_a_recbole_without_the_example_is_no_reason_not_to_download(
+    publisher, monkeypatch, tmp_path
+) -> None:
     (tmp_path / "recbole").mkdir()
     (tmp_path / "recbole" / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
