@@ -153,9 +153,8 @@ def choose_backend(backend: str | None, z: Tensor) -> str:
     """The backend that runs for `z`.
 
     `None` is the C++ kernels on a CPU, and on a GPU Triton's or, where they were measured to be ahead,
-    CUDA's; the reference where these do not run. Raises `ValueError` for
-    an unknown name and `RuntimeError`, with the reason, for a named backend that cannot run on `z`
-    here.
+    CUDA's; the reference where these do not run. Raises `ValueError` for an unknown name and
+    `RuntimeError`, with the reason, for a named backend that cannot run on `z` here.
     """
     check_backend(backend)
     if backend is None:

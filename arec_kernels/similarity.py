@@ -56,8 +56,9 @@ def row_similarity_quantile(
     """The threshold of each row with the share `q` of its candidates below it (Sec. 3.2.1), exactly.
 
     With the n candidate similarities of a row in ascending order and r = floor(q n), it is halfway
-    between the r-th and the next one, which no candidate ties with unless these two are equal; r = 0
-    gives -inf and r = n gives +inf. float32 (float64 for float64 `z`); NaN where a candidate's similarity is NaN.
+    between the r-th and the next one, which no candidate ties with unless these two are equal;
+    r = 0 gives -inf and r = n gives +inf. float32 (float64 for float64 `z`); NaN where a candidate's
+    similarity is NaN.
     `z`, `groups` and `backend` are as in `adaptive_info_nce`; `q` is in [0, 1].
 
     Raises:

@@ -1,8 +1,8 @@
 // The registered ops on CUDA tensors; schemas, shapes and types: arec_kernels/registration.py. Launches go to
 // the current stream, nothing waits for the device, and all can be captured in a CUDA graph.
 //
-// Tested on an H100, but for the float64 of log D between the passes and the reduction of the losses, which
-// are newer; elsewhere the kernels run in an emulation of a card.
+// Tested on an H100, but for the float64 of log D between the passes, the reduction of the losses and the
+// center in the thresholds' gradient, which are newer; elsewhere the kernels run in an emulation of a card.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
