@@ -22,11 +22,10 @@ def view_alignment(
     pairs a sequence (``views="us"``) the means. What a single row has none of is left out.
     """
     objective.train()
-    device = next(objective.parameters()).device
     with objective.same_chance():
         views = [
-            torch.stack([z.unflatten(0, (2, -1)) for z in objective.view_pairs(batch.to(device))])
-            for batch in batches
+            torch.stack([z.unflatten(0, (2, -1)) for z in objective.view_pairs(batch)])
+            for batch in (batch.to(objective.device) for batch in batches)
         ]
     pairs = torch.cat(views, dim=2)  # (pairs, 2, rows, d)
     figures = torch.tensor([alignment_uniformity(x, y) for x, y in pairs]).mean(dim=0)

@@ -23,10 +23,7 @@ RECIPES = Path(__file__).parent / "recipes"
 RECIPE_NAMES = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
 # Settings that say where a run finds things, not what it is.
 PLACES = {"data_dir", "device"}
-
-
 _CONTRASTIVE = ("cl4srec", "duorec", "adaptiverec")
-
 
 # Of a tensor, whose number of bytes has to stay countable.
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -231,13 +228,13 @@ class Config(BaseModel):
     @property
     def masked_items(self) -> bool:
         """Whether the encoder is bidirectional, trained on masked items."""
-        masked = self.task == "masked-item" and self.method in _CONTRASTIVE
+        masked = self.task == "masked-item" and _contrasts(self)
         return self.method == "bert4rec" or masked
 
     @property
     def contrastive(self) -> bool:
         """Whether training compares views."""
-        return self.method in _CONTRASTIVE and self.lambda_cl > 0
+        return _contrasts(self) and self.lambda_cl > 0
 
     @property
     def unused(self) -> list[str]:

@@ -34,11 +34,10 @@ def false_negative_detection(
         over nothing are 0.
     """
     objective.eval()
-    device = next(objective.parameters()).device
     totals = torch.zeros(2, 2, dtype=torch.int64)
     with objective.same_chance():
         for batch in batches:
-            totals += _counts(objective, batch.to(device))
+            totals += _counts(objective, batch.to(objective.device))
     (selected, candidates), (selected_false, candidates_false) = totals.tolist()
     selected_true, true = selected - selected_false, candidates - candidates_false
     return {
@@ -89,11 +88,10 @@ def simthres_spread(
         None where no row has a quantile, as in batches of one.
     """
     objective.eval()
-    device = next(objective.parameters()).device
     thresholds, quantiles = [], []
     with objective.same_chance():
         for batch in batches:
-            batch = batch.to(device)
+            batch = batch.to(objective.device)
             groups = objective.groups(batch)
             for z in objective.view_pairs(batch):
                 thresholds.append(objective.thresholds(z, groups).repeat(2))

@@ -60,7 +60,7 @@ def recommend(
         where the user leaves fewer items.
     """
     objective.eval()
-    device = next(objective.parameters()).device
+    device = objective.device
     users = np.asarray(users)
     size = users_at_once(sequences.num_items, device.type)
     for start in range(0, len(users), size):

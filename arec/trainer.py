@@ -84,7 +84,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Iterator[ScoreBatch]:
     """Users and their scores of all items, batch by batch, each user once."""
     objective.eval()
-    device = next(objective.parameters()).device
+    device = objective.device
     size = users_at_once(split.sequences.num_items, device.type)
     for users, inputs, lengths in history_batches(
         split, stage, batch_size=size, max_length=objective.encoder.max_length

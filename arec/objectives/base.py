@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +23,10 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise (0-d) and detached 0-d tensors to log, averaged over the epoch.

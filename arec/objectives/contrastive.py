@@ -96,8 +96,7 @@ class ContrastiveObjective(Objective):
         Views differ by dropout and augmentation; what is measured on them is to be the same at every
         call, and not to change the training.
         """
-        device = next(self.parameters()).device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)
             yield
 

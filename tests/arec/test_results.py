@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tiny import config_of, histories
+from tiny import config_of, histories, planted
 
-from arec.data.builtin import generate
-from arec.data.split import LeaveOneOut
 from arec.objectives import build_objective
 from arec.ranking import draw_candidates, evaluate_scores, popularity_scores, upper_bound_scores
 from arec.results import final_metrics, format_results
@@ -44,7 +42,7 @@ def test_what_simthres_found(correlation: float | None, said: str) -> None:
 
 
 def test_the_figures_beside_the_model_s_are_of_the_test_items() -> None:
-    split = LeaveOneOut(generate(seed=1, num_users=60, num_items=100, num_intents=4, k_core=1))
+    split = planted()
     candidates = draw_candidates(split, "test", 0)
     metrics = final_metrics(build_objective(config_of(method="sasrec"), 100), split, candidates)
     assert metrics["popularity"] == evaluate_scores(split, "test", popularity_scores, candidates)

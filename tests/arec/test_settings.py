@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from tiny import planted
 
 from arec.config import Config
-from arec.data.builtin import generate
-from arec.data.split import LeaveOneOut
 from arec.trainer import Trainer
 
 SMALL = {
@@ -87,14 +87,9 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-@functools.cache
-def split() -> LeaveOneOut:
-    return LeaveOneOut(generate(seed=1, num_users=60, num_items=100, num_intents=4, k_core=1))
-
-
 def outcome(folder: Path, settings: dict[str, Any]) -> str:
     """Logged figures, what chooses the checkpoint, and the weights after the last epoch."""
-    trainer = Trainer(Config(**SMALL | settings), split(), folder)
+    trainer = Trainer(Config(**SMALL | settings), planted(), folder)
     records = [
         {name: value for name, value in record.items() if "seconds" not in name}
         for record in trainer.fit()
@@ -102,6 +97,13 @@ def outcome(folder: Path, settings: dict[str, Any]) -> str:
     chosen = [trainer._validation(record["epoch"]) for record in records]
     weights = [weight.tolist() for weight in trainer.objective.parameters()]
     return json.dumps([records, chosen, weights])
+
+
+@functools.cache
+def outcome_of(*settings: tuple[str, Any]) -> str:
+    """`outcome`, once for all that compare with it."""
+    with TemporaryDirectory() as folder:
+        return outcome(Path(folder), dict(settings))
 
 
 def said(setting: dict[str, Any]) -> str:
@@ -112,7 +114,7 @@ def said(setting: dict[str, Any]) -> str:
     ("others", "change"), CASES, ids=[f"{said(a)}-to-{said(b)}".lstrip("-") for a, b in CASES]
 )
 def test_a_setting_changes_the_training(tmp_path, others: dict, change: dict) -> None:
-    assert outcome(tmp_path / "before", others) != outcome(tmp_path / "after", others | change)
+    assert outcome_of(*others.items()) != outcome(tmp_path, others | change)
 
 
 def test_every_setting_is_tried() -> None:

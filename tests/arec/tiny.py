@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from arec.config import Config
+from arec.data.builtin import generate
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 
@@ -19,6 +21,12 @@ def sequences_of(*users: Sequence[int], num_items: int = 9, name: str = "tiny") 
         item_ids=np.arange(1, num_items + 1).astype(str),
         user_ids=np.arange(len(users)).astype(str),
     )
+
+
+@functools.cache
+def planted() -> LeaveOneOut:
+    """Built-in data of 60 users, with intents."""
+    return LeaveOneOut(generate(seed=1, num_users=60, num_items=100, num_intents=4, k_core=1))
 
 
 def histories(users: int = 91, items: int = 20) -> LeaveOneOut:

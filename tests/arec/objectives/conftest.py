@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,6 +29,18 @@ def make_batch(seed: int) -> Batch:
 @pytest.fixture
 def batch() -> Batch:
     return make_batch(0)
+
+
+@pytest.fixture
+def batch_before(batch) -> Callable[[list[int]], Batch]:
+    """The batch with these items after its sequences."""
+
+    def batch_before(items: list[int]) -> Batch:
+        targets = batch.targets.clone()
+        targets[range(ROWS), batch.lengths - 1] = torch.tensor(items)
+        return replace(batch, targets=targets)
+
+    return batch_before
 
 
 @pytest.fixture

@@ -225,10 +225,8 @@ def test_statistical_threshold_of_each_row(build, adaptive, batch) -> None:
     torch.testing.assert_close(logged["k_std"], k.std(correction=0))
 
 
-def test_rows_of_known_targets_are_not_in_a_row_s_quantile(adaptive, batch) -> None:
-    targets = batch.targets.clone()
-    targets[range(6), batch.lengths - 1] = torch.tensor([3, 3, 1, 2, 4, 5])
-    batch = dataclasses.replace(batch, targets=targets)
+def test_rows_of_known_targets_are_not_in_a_row_s_quantile(adaptive, batch_before) -> None:
+    batch = batch_before([3, 3, 1, 2, 4, 5])
     objective = adaptive(views="su", simthres="row", quantile=0.75, same_target_negatives=False)
     groups = objective.groups(batch)
     (z,) = objective.view_pairs(batch)
@@ -265,10 +263,8 @@ def test_mask_only_is_eq_8(adaptive, batch) -> None:
     torch.testing.assert_close(logged["L_cl"], expected.detach())
 
 
-def test_same_target_rows_leave_the_negatives(adaptive, batch) -> None:
-    targets = batch.targets.clone()
-    targets[torch.arange(B), batch.lengths - 1] = 3  # everybody is before the same item
-    batch = dataclasses.replace(batch, targets=targets)
+def test_same_target_rows_leave_the_negatives(adaptive, batch_before) -> None:
+    batch = batch_before([3] * B)  # everybody is before the same item
     objective = adaptive(views="su", same_target_negatives=False)
     assert objective(batch)[1]["L_cl"] == 0, "no negative is left"
     assert adaptive(views="su")(batch)[1]["L_cl"] > 0
