@@ -180,7 +180,8 @@ class Encoder(nn.Module):
     @property
     def item_table(self) -> Tensor:  # (num_items + 1, d)
         """Embeddings of padding and every item, tied with the output layer."""
-        return self.items.weight[: self.num_items + 1]
+        weight = self.items.weight
+        return weight if self.mask_token is None else weight[:-1]  # a part's gradient is one more table
 
     def forward(
         self,

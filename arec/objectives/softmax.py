@@ -9,8 +9,10 @@ from torch.autograd.function import once_differentiable
 
 from arec import parallel
 
-# On a CPU a chunk's logits should stay in the last-level cache; a GPU wants larger products.
-_LOGITS_PER_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
+# On a CPU a chunk's logits should stay in the caches, the share of one core; bfloat16, whose products
+# are fast and begin by packing the table, wants larger ones, and so does a GPU.
+_LOGITS_PER_CHUNK = {"cpu": 1 << 20, "cuda": 1 << 28}
+_LOGITS_PER_NARROW_CHUNK = {"cpu": 1 << 22, "cuda": 1 << 28}
 # The softmax of a chunk goes over so many logits at a time: float32 that stays in a core's own cache.
 _LOGITS_PER_BLOCK = {"cpu": 1 << 17}
 # Chunks of few different sizes, because oneDNN compiles its products anew for every shape; and no
@@ -79,8 +81,10 @@ class _FullSoftmax(torch.autograd.Function):
             if torch.is_autocast_enabled(device)
             else item_table.dtype
         )
+        narrow = product_dtype is not item_table.dtype
         items = item_table[1:].to(product_dtype)
-        rows = max(1, _LOGITS_PER_CHUNK.get(device, 1 << 24) // len(items) // _STEP) * _STEP
+        per_chunk = _LOGITS_PER_NARROW_CHUNK if narrow else _LOGITS_PER_CHUNK
+        rows = max(1, per_chunk.get(device, 1 << 24) // len(items) // _STEP) * _STEP
         count = len(hidden)
         filling = -count % _STEP  # rows of zeros, which add nothing to the gradient of the items
         states = F.pad(hidden.to(product_dtype), (0, 0, 0, filling))
@@ -93,7 +97,7 @@ class _FullSoftmax(torch.autograd.Function):
         # One chunk's memory serves them all: fresh memory would have to be mapped for each.
         product_buffer = states.new_empty(min(rows, len(states)), len(items))
         block = max(1, _LOGITS_PER_BLOCK.get(device, product_buffer.numel()) // len(items))
-        logit_buffer = item_table.new_empty(min(block, len(product_buffer)), len(items))
+        wide_buffer = item_table.new_empty(min(block, len(product_buffer)) * narrow, len(items))
         for chunk_states, chunk_labels, chunk_grad, chunk_losses in zip(
             states.split(rows), labels.split(rows), grad_hidden.split(rows), losses.split(rows)
         ):
@@ -103,21 +107,21 @@ class _FullSoftmax(torch.autograd.Function):
             for part, part_labels, part_losses, total in zip(
                 *(whole.split(block) for whole in (products, chunk_labels, chunk_losses, totals))
             ):
-                logits = logit_buffer[: len(part)].copy_(part)
+                logits = wide_buffer[: len(part)].copy_(part) if narrow else part
                 if log_counts is not None:
                     logits += log_counts
                 target_logits = logits.gather(1, part_labels)
                 top = logits.amax(dim=1, keepdim=True)
-                part.copy_(logits.sub_(top).exp_())
-                torch.sum(logits, dim=1, keepdim=True, out=total)
+                torch.sum(logits.sub_(top).exp_(), dim=1, keepdim=True, out=total)
                 part_losses.copy_(total.log() + top - target_logits)
+                part.copy_(logits)  # where they are not the same memory
             # Dividing narrow results by the totals saves a pass over the logits.
             chunk_grad += (products @ items) / totals
             scaled = chunk_states / totals
-            if product_dtype is grad_table.dtype:
-                grad_table[1:].addmm_(products.T, scaled)
-            else:
+            if narrow:
                 grad_table[1:] += products.T @ scaled.to(product_dtype)
+            else:
+                grad_table[1:].addmm_(products.T, scaled)
         ctx.save_for_backward(grad_hidden[:count], grad_table)
         ctx.count = max(count, 1)
         return losses[:count].sum() / ctx.count

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from arec.objectives import softmax
 
 
-@pytest.mark.parametrize("rows", [1, 5, 64])
-@pytest.mark.parametrize("logits_per_chunk", [1, 60, 1 << 21])
+@pytest.mark.parametrize("rows", [1, 64, 200])  # a chunk has 64 rows or a multiple
+@pytest.mark.parametrize("logits_per_chunk", [1, 2560, 1 << 21])
 @pytest.mark.parametrize("logits_per_block", [1, 40, 1 << 21])
 def test_equals_cross_entropy(
     rows: int, logits_per_chunk: int, logits_per_block: int, monkeypatch
@@ -41,12 +41,19 @@ def test_large_logits_do_not_overflow() -> None:
 ROUNDED, EXACT = 2**-7, 1e-5
 
 
-def test_under_autocast_only_the_products_are_rounded() -> None:
+@pytest.mark.parametrize("rows", [6, 200])
+@pytest.mark.parametrize("logits_per_chunk", [1, 1 << 21])
+@pytest.mark.parametrize("logits_per_block", [40, 1 << 21])
+def test_under_autocast_only_the_products_are_rounded(
+    rows: int, logits_per_chunk: int, logits_per_block: int, monkeypatch
+) -> None:
+    monkeypatch.setitem(softmax._LOGITS_PER_NARROW_CHUNK, "cpu", logits_per_chunk)
+    monkeypatch.setitem(softmax._LOGITS_PER_BLOCK, "cpu", logits_per_block)
     torch.manual_seed(0)
     # Whole numbers that bfloat16 holds exactly, and so few that it holds their products too.
-    hidden = torch.randint(-2, 3, (6, 8)).float().requires_grad_()
+    hidden = torch.randint(-2, 3, (rows, 8)).float().requires_grad_()
     table = torch.randint(-2, 3, (21, 8)).float().requires_grad_()
-    targets = torch.randint(1, 21, (6,))
+    targets = torch.randint(1, 21, (rows,))
     plain = softmax.full_softmax_loss(hidden, table, targets)
     with torch.autocast("cpu", torch.bfloat16):
         mixed = softmax.full_softmax_loss(hidden, table, targets)
