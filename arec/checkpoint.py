@@ -237,7 +237,7 @@ def restore_model(
         objective.load_state_dict(state["objective"])
 
 
-def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
+def load_run(run: str | Path) -> tuple[Config, LeaveOneOut, Objective]:
     """Configuration, data and the chosen model of a finished run.
 
     Raises:
@@ -245,6 +245,7 @@ def load_run(run: Path) -> tuple[Config, LeaveOneOut, Objective]:
         ConfigError: its settings are not valid.
         DataError: the data are no longer where they were.
     """
+    run = Path(run)
     config = parallel.from_main(lambda: read_config(run))
     state = parallel.from_main(lambda: load_state(run / BEST))
     split = load_data(config, run)

@@ -24,6 +24,7 @@ RECIPE_NAMES = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
 # Settings that say where a run finds things, not what it is.
 PLACES = {"data_dir", "device"}
 _CONTRASTIVE = ("cl4srec", "duorec", "adaptiverec")
+_ADAPTIVE = ("adaptiverec",)  # of these, those with SimThres
 
 # Of a tensor, whose number of bytes has to stay countable.
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
@@ -34,7 +35,10 @@ class ConfigError(UserError):
 
 
 class Config(BaseModel):
-    """Settings of one training run; the defaults train AdaptiveRec on the built-in data."""
+    """Settings of one training run; the defaults train AdaptiveRec on the built-in data.
+
+    `from_settings` checks what it is given; pydantic's ``model_copy(update=…)`` does not.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -217,12 +221,12 @@ class Config(BaseModel):
             raise ValueError(f"heads: expected a divisor of hidden_size={self.hidden_size}")
         if self.weighting == "printed" and self.partner_weight == 1:
             raise ValueError('partner_weight: expected less than 1 with weighting = "printed"')
-        if (self.views == "cl4srec") != (self.method == "cl4srec") and self.method != "adaptiverec":
+        if (self.views == "cl4srec") != (self.method == "cl4srec") and not self.adaptive:
             raise ValueError(f"views: {self.views!r} does not go with method {self.method!r}")
         if self.contrastive and self.batch_size < 2:
             raise ValueError("batch_size: expected at least 2, to have sequences to contrast")
-        if self.similarity == "dot" and self.method == "adaptiverec":
-            raise ValueError("similarity: adaptiverec compares cosines with SimThres, got 'dot'")
+        if self.similarity == "dot" and self.adaptive:
+            raise ValueError(f"similarity: {self.method} compares cosines with SimThres, got 'dot'")
         return self
 
     @property
@@ -235,6 +239,11 @@ class Config(BaseModel):
     def contrastive(self) -> bool:
         """Whether training compares views."""
         return _contrasts(self) and self.lambda_cl > 0
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the method compares similarities with SimThres."""
+        return self.method in _ADAPTIVE
 
     @property
     def unused(self) -> list[str]:
@@ -321,12 +330,12 @@ def _contrasts(config: Config) -> bool:
     return config.method in _CONTRASTIVE
 
 
-def _is_adaptiverec(config: Config) -> bool:
-    return config.method == "adaptiverec"
+def _adapts(config: Config) -> bool:
+    return config.adaptive
 
 
 def _learns_thresholds(config: Config) -> bool:
-    return _is_adaptiverec(config) and config.simthres == "learnable"
+    return config.adaptive and config.simthres == "learnable"
 
 
 # Which runs use a setting, where not all do.
@@ -340,15 +349,15 @@ _USED: dict[str, Callable[[Config], bool]] = {
     **dict.fromkeys(
         ("crop_ratio", "mask_ratio", "reorder_ratio"), lambda config: config.views == "cl4srec"
     ),
-    "similarity": lambda config: config.method in ("cl4srec", "duorec"),
-    **dict.fromkeys(("simthres", "positives", "denominator", "quantile"), _is_adaptiverec),
+    "similarity": lambda config: _contrasts(config) and not config.adaptive,
+    **dict.fromkeys(("simthres", "positives", "denominator", "quantile"), _adapts),
     **dict.fromkeys(
-        ("partner_weight", "weighting"), lambda config: _is_adaptiverec(config) and config.positives
+        ("partner_weight", "weighting"), lambda config: config.adaptive and config.positives
     ),
     **dict.fromkeys(
         ("threshold_network", "threshold_grad", "regularise_encoder"), _learns_thresholds
     ),
-    "regulariser": lambda config: _is_adaptiverec(config) and config.simthres != "row",
+    "regulariser": lambda config: config.adaptive and config.simthres != "row",
     "lambda_reg": lambda config: _learns_thresholds(config) and config.regulariser == "paper",
 }
 

@@ -1,36 +1,81 @@
-"""``python -m arec.evaluate RUN``: the test figures of a finished run, again, from its checkpoint."""
+"""``python -m arec.evaluate RUN``: the test figures of a finished run, again, from its checkpoint.
+
+``--ranks FILE`` writes the rank of every user's test item besides, from which any other metric can be
+computed, or the significance of a difference between two runs on the same data::
+
+    import polars as pl
+    from scipy.stats import wilcoxon
+
+    a, b = (pl.read_csv(file) for file in ("a.csv", "b.csv"))
+    ndcg = [(1 / (ranks["filtered"] + 1).log(2)) * (ranks["filtered"] <= 10) for ranks in (a, b)]
+    print(wilcoxon(*ndcg))
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import polars as pl
+
 from arec import parallel
-from arec.checkpoint import METRICS, load_run, sampled_candidates
+from arec.checkpoint import METRICS, load_run, sampled_candidates, write_text
 from arec.cli import Parser, run
+from arec.data.split import LeaveOneOut
+from arec.objectives import Objective
+from arec.ranking import Candidates, rank_shared
 from arec.results import final_metrics, format_results
-from arec.trainer import pick_device
+from arec.trainer import pick_device, score_batches
 
 
-def evaluate_run(folder: Path) -> str:
+def evaluate_run(folder: Path, ranks: Path | None = None) -> str:
     """The table of results, from the checkpoint of the best epoch.
 
+    Args:
+        ranks: file to write `user_ranks` to, as CSV.
+
     Raises:
-        RunError, ConfigError, DataError: see :func:`arec.checkpoint.load_run`.
+        RunError, ConfigError, DataError: see :func:`arec.checkpoint.load_run`; RunError also: `ranks`
+            cannot be written.
     """
     config, split, objective = load_run(folder)
     if parallel.is_main() and not (folder / METRICS).exists():
         print(f"{folder}: training has not finished; its best epoch so far", file=sys.stderr)
     objective.to(pick_device(config.device))
     candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
+    if ranks is not None:
+        table = user_ranks(objective, split, candidates)
+        parallel.from_main(lambda: write_text(ranks, table.write_csv()))
     return format_results(final_metrics(objective, split, candidates), candidates)
+
+
+def user_ranks(objective: Objective, split: LeaveOneOut, candidates: Candidates) -> pl.DataFrame:
+    """The rank of every user's test item, 1 being the best.
+
+    Runs of one seed have the same sampled candidates on the same data, runs of two seeds others.
+
+    Returns:
+        columns user (str, as in the data), filtered, unfiltered, popular-100 and random-100 (int).
+    """
+    ranks, _ = rank_shared(
+        split, "test", lambda part: score_batches(objective, part, "test"), candidates
+    )
+    user_ids = split.sequences.user_ids
+    return pl.DataFrame({"user": [user_ids[user] for user in split.eval_users], **ranks})
 
 
 def main() -> None:
     parser = Parser("arec.evaluate", "Rank the test items with the checkpoint of a run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
+    parser.add_argument(
+        "--ranks",
+        type=Path,
+        metavar="FILE",
+        help="also write the rank of every user's test item in each ranking, as CSV",
+    )
     with parallel.joined():
-        table = evaluate_run(parallel.from_main(lambda: parser.parse_args().run))
+        arguments = parallel.from_main(parser.parse_args)
+        table = evaluate_run(arguments.run, arguments.ranks)
         if parallel.is_main():
             print(table)
 

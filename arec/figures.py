@@ -134,6 +134,23 @@ def similarity(runs: Sequence[Run]) -> Figure:
     return figure
 
 
+def validation(runs: Sequence[Run]) -> Figure:
+    """What the checkpoint is chosen by, in both rankings."""
+    figure, axes = _single(
+        "Validation over training",
+        "epoch",
+        "NDCG@10 among all items; solid: filtered, dotted: unfiltered",
+    )
+    for i, run in enumerate(runs):
+        epochs, figures = run.curve("valid")
+        for protocol, style, label in (("filtered", "-", run.name), ("unfiltered", ":", None)):
+            values = [each[protocol]["NDCG@10"] for each in figures]
+            axes.plot(epochs, values, style, color=f"C{i}", marker=".", label=label)
+    _whole_epochs(axes.xaxis)
+    _legend(figure)
+    return figure
+
+
 def uniformity(runs: Sequence[Run]) -> Figure:
     """Fig. 3."""
     figure, axes = _single(
@@ -239,7 +256,7 @@ def widths(runs: Sequence[Run]) -> Figure:
 
 
 def _quantile_runs(runs: Sequence[Run]) -> list[Run]:
-    finished = [run for run in runs if run.metrics and run.config.method == "adaptiverec"]
+    finished = [run for run in runs if run.metrics and run.config.adaptive]
     return list(chain(*_sweeps(finished, "quantile")))
 
 
@@ -297,6 +314,7 @@ def false_negatives(runs: Sequence[Run]) -> Figure:
 
 
 _ADAPTIVEREC = {"method": "adaptiverec"}
+_METHODS = [{"method": "cl4srec", "views": "cl4srec"}, {"method": "duorec"}, _ADAPTIVEREC]
 _WITH_DUOREC = [
     {"method": method, "views": views}
     for method in ("duorec", "adaptiverec")
@@ -313,7 +331,7 @@ FIGURES = {
         "runs that log similarities (contrastive methods do)",
         _logging("similarity_histogram"),
         similarity,
-        [{"method": "cl4srec", "views": "cl4srec"}, {"method": "duorec"}, _ADAPTIVEREC],
+        _METHODS,
     ),
     "uniformity.png": Plot(
         "Fig. 3, uniformity",
@@ -357,6 +375,13 @@ FIGURES = {
         _quantile_runs,
         quantile_sweep,
         [{**_ADAPTIVEREC, "quantile": q} for q in (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)],
+    ),
+    "validation.png": Plot(
+        "validation by epoch",
+        "runs that log validation figures (all do)",
+        _logging("valid"),
+        validation,
+        _METHODS,
     ),
     "false-negatives.png": Plot(
         "precision and recall of false negatives",

@@ -218,6 +218,25 @@ def rank_targets(
     return ranks, lists
 
 
+def rank_shared(
+    split: LeaveOneOut,
+    stage: Stage,
+    scores: Callable[[LeaveOneOut], Iterable[ScoreBatch]],
+    candidates: Candidates | None = None,
+    top: int = 0,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """`rank_targets`, of which several processes each rank for a share of the users, and have all.
+
+    Args:
+        scores: the batches of `rank_targets` for the `eval_users` of a split.
+    """
+    own = parallel.share(len(split.eval_users))
+    part = split.ranking(split.eval_users[own])
+    sampled = {name: rows[own] for name, rows in (candidates or {}).items()}
+    ranks, lists = rank_targets(part, stage, scores(part), sampled, top)
+    return parallel.concatenated(ranks), parallel.concatenated(lists)
+
+
 def evaluate_scores(
     split: LeaveOneOut,
     stage: Stage,
@@ -228,15 +247,10 @@ def evaluate_scores(
     """The metrics of each protocol: of ranks and, among all items, of lists too (`arec.metrics`).
 
     Args:
-        scores: the batches of `rank_targets` for the `eval_users` of a split. Of several processes each
-            ranks for its share of the users, and has the metrics of all.
+        scores: see `rank_shared`.
         candidates: see `rank_targets`.
     """
-    own = parallel.share(len(split.eval_users))
-    part = split.ranking(split.eval_users[own])
-    sampled = {name: rows[own] for name, rows in (candidates or {}).items()}
-    ranked = rank_targets(part, stage, scores(part), sampled, top=max(cutoffs))
-    ranks, lists = map(parallel.concatenated, ranked)
+    ranks, lists = rank_shared(split, stage, scores, candidates, top=max(cutoffs))
     metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
     for protocol, items in lists.items():
         metrics[protocol] |= metrics_from_lists(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from arec import parallel
 from arec.checkpoint import RunError, load_run
@@ -31,15 +32,13 @@ def recommend(
 
     Example::
 
-        from pathlib import Path
-
         import numpy as np
         import torch
 
         from arec.checkpoint import load_run
-        from arec.recommend import recommend
+        from arec.recommend import recommend, score_histories
 
-        config, split, objective = load_run(Path("runs/mine"))
+        config, split, objective = load_run("runs/mine")
         sequences = split.sequences
         users = np.flatnonzero(sequences.user_ids == "42")
         for user, items, scores in recommend(objective, sequences, users, top=10):
@@ -49,9 +48,7 @@ def recommend(
 
         number = {name: number for number, name in enumerate(sequences.item_ids, start=1)}
         history = [number[name] for name in ("17", "4", "99")]
-        seen = history[-objective.encoder.max_length :]
-        with torch.no_grad():
-            scores = objective.score(torch.tensor([seen]), torch.tensor([len(seen)]))[0]
+        scores = score_histories(objective, [history])[0]
         scores[[0, *history]] = -torch.inf  # padding, and what the user has
         print([sequences.item_ids[item - 1] for item in scores.topk(10).indices])
 
@@ -75,6 +72,28 @@ def recommend(
         for user, items, values in zip(batch, best.cpu(), best_scores.cpu()):
             kept = items > 0
             yield int(user), items[kept].numpy(), values[kept].numpy()
+
+
+@torch.no_grad()
+def score_histories(
+    objective: Objective,
+    histories: Sequence[Sequence[int]],  # items 1..num_items of each, oldest first
+) -> torch.Tensor:  # (n, num_items + 1) float32; column 0 is padding and means nothing
+    """How well each item would come after histories, which need not be of the run.
+
+    Raises:
+        ValueError: no history, an empty one, or an item that the model does not know.
+    """
+    known = objective.encoder.num_items
+    if not histories or not all(
+        len(history) and 1 <= min(history) <= max(history) <= known for history in histories
+    ):
+        raise ValueError(f"histories: expected lists of items, whole numbers from 1 to {known}")
+    objective.eval()
+    seen = [list(history)[-objective.encoder.max_length :] for history in histories]
+    inputs = pad_sequence([torch.tensor(items) for items in seen], batch_first=True)
+    lengths = torch.tensor([len(items) for items in seen])
+    return objective.score(inputs.to(objective.device), lengths.to(objective.device))
 
 
 def main() -> None:

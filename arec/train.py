@@ -84,19 +84,24 @@ def _settings_and_folder() -> tuple[Config, Path]:
     return config, folder
 
 
-def train(config: Config, folder: Path) -> str:
+def train(config: Config, folder: str | Path) -> str:
     """Train in a run folder, from the start or on from where it was cut off, and rank.
 
-    The library's way to a folder that `arec.evaluate`, `arec.recommend` and `arec.report` read.
+    The library's way to a folder that `arec.evaluate`, `arec.recommend` and `arec.report` read. A sweep::
+
+        for quantile in (0.7, 0.8, 0.9):
+            config = Config.from_settings({"quantile": quantile})
+            train(config, f"runs/quantile-{quantile}")
 
     Returns:
-        The table of results.
+        The table of results; ``metrics.json`` in the folder has the figures, see
+        :func:`arec.results.final_metrics`.
 
     Raises:
         RunError: the folder holds a run of other settings, or files of no run; the training broke.
         DataError: the data cannot be had or are not as they have to be.
     """
-    config = located(config)
+    config, folder = located(config), Path(folder)
     if parallel.from_main(lambda: is_finished(folder, config)):
         if parallel.is_main():
             print(f"{folder}: finished already; ranking again, training nothing", file=sys.stderr)
@@ -108,7 +113,7 @@ def train(config: Config, folder: Path) -> str:
     trainer = Trainer(config, load_data(config, None if new else folder), folder, resume=started)
     if new:
         parallel.from_main(lambda: write_text(folder / CONFIG, config.to_toml()))
-    with _logging_to(folder / "train.log"), logging_redirect_tqdm([log]):
+    with _logging_to(folder / "train.log") as shown, logging_redirect_tqdm([shown]):
         if new and config.unused:
             log.warning("without effect in this run: %s", ", ".join(config.unused))
         try:
@@ -171,7 +176,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
     )
     records = trainer.fit()
     positives = {}
-    if config.method == "adaptiverec" and config.contrastive and config.positives:
+    if config.adaptive and config.contrastive and config.positives:
         most = max(record["positives_per_row"] for record in records)
         positives["most_positives_per_row"] = most
         if most < FEWEST_POSITIVES:
@@ -206,11 +211,15 @@ def _default_folder(config: Config) -> Path:
 
 
 @contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Log to standard error and to a file, what the main process has to say."""
+def _logging_to(path: Path) -> Iterator[logging.Logger]:
+    """Log to standard error and to a file, what the main process has to say.
+
+    Yields:
+        the logger that shows it to people: that of a program that has set up logging of its own.
+    """
     if not parallel.is_main():
         log.disabled = True
-        yield
+        yield log
         log.disabled = False
         return
     log.setLevel(logging.INFO)
@@ -219,12 +228,14 @@ def _logging_to(path: Path) -> Iterator[None]:
         to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
-    handlers = [logging.StreamHandler(), to_file]
+    root = logging.getLogger()
+    shown = root if root.handlers else log
+    handlers = [to_file] if shown is root else [logging.StreamHandler(), to_file]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
     try:
-        yield
+        yield shown
     finally:
         for handler in handlers:
             log.removeHandler(handler)

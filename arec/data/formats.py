@@ -96,6 +96,7 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
             parsed (with its number), or no interaction at all.
     """
     data, name = _contents(path)
+    name = _with_small_ending(name)
     where = str(path)
     dialect = _dialect(name)
     if dialect is not None:
@@ -119,8 +120,14 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
 
 def has_named_columns(path: Path) -> bool:
     """Whether it is a file of the formats that `Columns` is for."""
-    name = path.name.removesuffix(".gz")
+    name = _with_small_ending(path.name.removesuffix(".gz"))
     return name.endswith((".csv", ".tsv", ".parquet")) and _dialect(name) is None
+
+
+def _with_small_ending(name: str) -> str:
+    """Of any case on some systems, LOG.CSV."""
+    stem, dot, ending = name.rpartition(".")
+    return stem + dot + ending.lower()
 
 
 def _dialect(name: str) -> _Delimited | None:
@@ -334,7 +341,11 @@ def _as_id(column: pl.Series) -> pl.Series:
     """Text, null where there is nothing that names a user or an item."""
     if column.dtype.is_nested():
         return pl.Series([None] * len(column), dtype=pl.String)
-    return _finite(column).cast(pl.String).str.strip_chars().replace("", None)
+    column = _finite(column)
+    if column.dtype.is_float():  # as programs keep whole numbers where some are missing
+        whole = column.cast(pl.Int64, strict=False)
+        column = whole if (whole == column).all() else column
+    return column.cast(pl.String).str.strip_chars().replace("", None)
 
 
 def _as_number(time: pl.Series) -> pl.Series:

@@ -88,7 +88,8 @@ def load(
     if columns != Columns() and not has_named_columns(Path(dataset)):
         raise DataError(
             f"{dataset}: expected no --user-column, --item-column or --time-column, which are for "
-            "a CSV, TSV or Parquet file of your own"
+            "a CSV, TSV or Parquet file of your own (ratings_X.csv is a name of Amazon's, whose files "
+            "have no header)"
         )
     if dataset == "builtin":
         return builtin.generate(seed, k_core)

@@ -1,8 +1,10 @@
 """What is trained: one file a method, all behind :class:`Objective`.
 
 A new method is a file here, its class in `_METHODS` below, its name at `Config.method` and a recipe. One
-that compares views derives from `ContrastiveObjective` and stands in `_CONTRASTIVE` of `arec.config`,
-whose `_USED` says which runs use a setting.
+that compares views derives from `ContrastiveObjective` and stands in `_CONTRASTIVE` of `arec.config`, one
+that compares them with SimThres from `AdaptiveRec` and in `_ADAPTIVE` too. A setting of its own is a field
+of `Config`, with a line of `_USED` there that says which runs use it, and a case of
+`tests/arec/test_settings.py`; `tests/arec/test_methods.py` trains every method.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class AdaptiveRec(ContrastiveObjective):
     def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__(encoder, config)
         if config.simthres == "learnable":
-            features = encoder.items.embedding_dim
+            features = encoder.item_table.shape[1]
             if config.threshold_network == "flattened":
                 self.threshold = FlattenedThresholdNetwork(features, config.batch_size)
             else:

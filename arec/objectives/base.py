@@ -16,7 +16,9 @@ from arec.models import Encoder
 class Objective(nn.Module):
     """A batch in, a loss and logged scalars out; and the ranking that goes with it.
 
-    What must survive a checkpoint (an epoch's statistics, say) is a buffer.
+    What must survive a checkpoint (an epoch's statistics, say) is a buffer. Of the encoder all that is
+    asked for is what :class:`arec.models.Encoder` has in public: the call, ``item_table`` and the
+    attributes ``num_items``, ``max_length``, ``causal`` and ``mask_token``.
     """
 
     def __init__(self, encoder: Encoder, config: Config) -> None:
@@ -49,7 +51,8 @@ class Objective(nn.Module):
     ) -> Tensor:  # (B, d)
         """What stands for a sequence: the state that predicts its next item.
 
-        Of a bidirectional encoder that is the state of a mask after the last item (BERT4Rec).
+        Its products with ``encoder.item_table`` are the scores (BERT4Rec's have biases besides). Of a
+        bidirectional encoder it is the state of a mask after the last item.
         """
         if not self.encoder.causal:
             inputs, lengths = append(inputs, lengths, self.encoder.mask_token)

@@ -115,7 +115,7 @@ class ContrastiveObjective(Objective):
         batch: Batch,
         anchor: Tensor | None = None,  # (B, d) the anchors' features if the caller has them
     ) -> list[Tensor]:  # (2B, d) each
-        """Features of the views, two by two.
+        """Features of the views, two by two: what is contrasted, and what is measured of views.
 
         For a sequence with features h the pairs of DuoRec (Qiu et al., 2022) are "un" (h, h′), h′ a
         second dropout pass; "su" (h, h_sem), h_sem another user's sequence with the same target;

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import json
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from programs import SMALL, call
 
 from arec import checkpoint, evaluate, recommend, train
+from arec.metrics import metrics_from_ranks
+from arec.ranking import CUTOFFS
 from arec.results import format_results
 
 
@@ -71,6 +75,27 @@ def test_a_run_is_evaluated_from_any_folder_and_shell(
     assert "test (filtered)" in capsys.readouterr().out
     call(train, monkeypatch, "--resume", tmp_path / "moved")
     assert "test (filtered)" in capsys.readouterr().out
+
+
+def test_ranks_of_users_are_those_of_the_metrics(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder, file = tmp_path / "run", tmp_path / "new/ranks.csv"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    call(evaluate, monkeypatch, folder, "--ranks", file)
+    ranks = pl.read_csv(file)
+    assert ranks["user"].to_list() == sorted(f"user{user}" for user in range(90))
+    metrics = json.loads((folder / "metrics.json").read_text())["test"]
+    assert ranks.columns == ["user", *metrics]
+    for protocol, figures in metrics.items():
+        expected = metrics_from_ranks(ranks[protocol].to_numpy(), CUTOFFS)
+        assert expected == {name: pytest.approx(figures[name]) for name in expected}
+    assert not ranks["filtered"].equals(ranks["unfiltered"])
+
+    file.unlink()
+    file.mkdir()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        call(evaluate, monkeypatch, folder, "--ranks", file)
+    assert exit.value.code == 2 and "ranks.csv: cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("fewest", "said"), [(100, False), (99, True)])

@@ -10,7 +10,7 @@ from tiny import sequences_of
 
 from arec.config import Config
 from arec.data.split import LeaveOneOut
-from arec.objectives import _METHODS
+from arec.objectives import _METHODS, AdaptiveRec
 from arec.objectives.contrastive import ContrastiveObjective
 from arec.trainer import Trainer, evaluate, training_batches
 
@@ -30,6 +30,11 @@ def test_settings_know_which_methods_compare_views() -> None:
     assert set(names) == set(_METHODS)
     for name, method in _METHODS.items():
         assert issubclass(method, ContrastiveObjective) is Config(method=name).contrastive
+        assert issubclass(method, AdaptiveRec) is Config(method=name).adaptive
+
+
+def test_every_method_is_trained_below() -> None:
+    assert {Config(**settings).method for settings in VARIANTS} == set(_METHODS)
 
 
 VARIANTS = [

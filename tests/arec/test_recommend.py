@@ -81,6 +81,24 @@ def test_recommends_after_the_latest_items_of_every_user(monkeypatch) -> None:
         assert scores == pytest.approx(best.values.numpy(), rel=1e-4)
 
 
+def test_scores_after_histories_of_nobody() -> None:
+    torch.manual_seed(0)
+    objective = build_objective(Config(method="bert4rec", hidden_size=8, feed_forward=8, max_length=4), 9)
+    objective.train()
+    first, second = recommend.score_histories(objective, [(3, 9, 1, 2, 5), np.array([7])])
+    for scores, seen in ((first, [9, 1, 2, 5]), (second, [7])):
+        with torch.no_grad():
+            expected = objective.score(torch.tensor([seen]), torch.tensor([len(seen)]))[0]
+        torch.testing.assert_close(scores, expected)
+
+
+@pytest.mark.parametrize("wrong", [[], [[]], [[1], []], [[0]], [[10]], [[3, -1]]])
+def test_histories_are_of_items_that_the_model_knows(wrong) -> None:
+    objective = build_objective(Config(method="sasrec", hidden_size=8, feed_forward=8), 9)
+    with pytest.raises(ValueError, match="^histories: .* from 1 to 9$"):
+        recommend.score_histories(objective, wrong)
+
+
 def test_no_items_are_no_recommendation(tmp_path, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit) as exit:
         call(recommend, monkeypatch, tmp_path, "--top", 0)

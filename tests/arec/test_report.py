@@ -20,7 +20,8 @@ EPOCHS = 3
 
 def record(epoch: int, config: Config) -> dict[str, Any]:
     """An epoch as a method of the configuration logs it on built-in data."""
-    logged: dict[str, Any] = {"epoch": epoch, "loss": 1.0}
+    ranked = {"filtered": {"NDCG@10": 0.02 * epoch}, "unfiltered": {"NDCG@10": 0.01 * epoch}}
+    logged: dict[str, Any] = {"epoch": epoch, "loss": 1.0, "valid": ranked}
     if config.contrastive:
         values = np.random.default_rng(epoch).normal(0.2, 0.2, size=1000).clip(-1, 1)
         counts, _ = np.histogram(values, bins=200, range=(-1, 1))
@@ -62,7 +63,7 @@ ALL = {
     "d": {"hidden_size": 128},
     "e": {"method": "sasrec"},
 }
-CONTRASTIVE = {"similarity.png", "uniformity.png", "alignment-uniformity.png"}
+CONTRASTIVE = {"validation.png", "similarity.png", "uniformity.png", "alignment-uniformity.png"}
 THRESHOLD = CONTRASTIVE | {"simthres.png", "false-negatives.png"}
 
 
@@ -75,7 +76,7 @@ THRESHOLD = CONTRASTIVE | {"simthres.png", "false-negatives.png"}
         ("bc", THRESHOLD),
         ("ac", THRESHOLD | {"quantile.png"}),
         ("ad", THRESHOLD | {"widths.png"}),
-        ("e", set()),
+        ("e", {"validation.png"}),
     ],
 )
 def test_figures_that_the_runs_can_give(names, expected) -> None:
@@ -108,7 +109,7 @@ def test_draws_what_training_logs(tmp_path, monkeypatch, capsys) -> None:
         "methods do)"
     )
     without = {line.split(": ")[0].split()[-1]: line.split(": ")[1] for line in partly}
-    assert without == dict.fromkeys(CONTRASTIVE, "sasrec") | {
+    assert without == dict.fromkeys(CONTRASTIVE - {"validation.png"}, "sasrec") | {
         "simthres.png": "sasrec, cl4srec, duorec"
     }
     for file, line in zip(FIGURES, [line for line in lines if line not in partly], strict=True):
@@ -130,6 +131,16 @@ def test_sorted_similarities_are_quantiles() -> None:
             assert np.interp(q, share, similarity) == pytest.approx(expected, abs=0.02)
     colours = [np.array(line.get_color()) for line in axes.get_lines()]
     assert colours[0][1] > colours[0][0] and colours[-1][0] > colours[-1][1], "green to red"
+
+
+def test_validation_is_of_both_rankings_in_one_colour_a_run() -> None:
+    axes = figures.validation([make("a"), make("e", method="sasrec")]).axes[0]
+    filtered, unfiltered, other, _ = axes.get_lines()
+    for line, step in ((filtered, 0.02), (unfiltered, 0.01)):
+        assert line.get_xydata() == pytest.approx(np.array([[1, step], [2, 2 * step], [3, 3 * step]]))
+    assert (filtered.get_linestyle(), unfiltered.get_linestyle()) == ("-", ":")
+    assert filtered.get_color() == unfiltered.get_color() != other.get_color()
+    assert axes.get_legend_handles_labels()[1] == ["a", "e"]
 
 
 def test_uniformity_has_the_paper_s_sign() -> None:

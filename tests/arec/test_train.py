@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import re
 import subprocess
@@ -47,6 +48,15 @@ def test_train_then_evaluate_repeats_the_figures(
     call(evaluate, monkeypatch, folder)
     assert capsys.readouterr().out == table, "to the last digit"
     assert (folder / "candidates.npz").read_bytes() == candidates, "drawn once"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_every_line_is_shown_once(log_file, tmp_path, monkeypatch, capsys, own) -> None:
+    handlers = [logging.StreamHandler(sys.stderr)] if own else []
+    monkeypatch.setattr(logging.getLogger(), "handlers", handlers)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1, *SMALL)
+    assert capsys.readouterr().err == (tmp_path / "run/train.log").read_text()
+    assert logging.getLogger().handlers == handlers
 
 
 def test_one_user(tmp_path, monkeypatch, capsys) -> None:
@@ -100,7 +110,7 @@ def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> No
         (["--no-such-option"], "unrecognized arguments: --no-such-option (see --help)"),
         (["--epocs", "3"], "unrecognized arguments: --epocs 3; did you mean --epochs?"),
         (["--lr=0.1", "--maxlength", "9"], "unrecognized arguments: --lr=0.1"),
-        (["--method", "gru4rec"], "method: "),
+        (["--method", "no-such-method"], "method: "),
         (["--dataset", "{tmp}/missing.txt"], "missing.txt"),
         (["--config", "{tmp}/missing.toml"], "missing.toml"),
         (["--device", "abacus"], "device: expected auto, cpu or cuda, got 'abacus'"),

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from arec.data.formats import Columns, read
+from arec.data.formats import Columns, has_named_columns, read
 from arec.errors import DataError
 
 LOG = [("u1", "a", 3), ("u2", "b", 1), ("u1", "c", 2)]
@@ -71,6 +71,15 @@ def test_parquet(tmp_path, ids, times):
     assert frame["time"].arg_sort().to_list() == [1, 2, 0]
 
 
+@pytest.mark.parametrize(
+    ("ids", "names"), [([122.0, -3.0], ["122", "-3"]), ([1.0, 1.5], ["1.0", "1.5"])]
+)
+def test_whole_numbers_kept_as_floats_are_whole_ids(tmp_path, ids, names):
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": ids, "item": ["a", "b"]}).write_parquet(path)
+    assert read(path, Columns(time=""))["user"].to_list() == names
+
+
 def test_named_columns_and_quotes(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text('customer,sku,note,day\n007,"a,b","two\nlines",2020-01-02\n8,c,,2020-01-01\n')
@@ -90,6 +99,15 @@ def test_only_a_category_of_amazon_has_no_header(tmp_path):
     path = tmp_path / "ratings_mine.csv"
     path.write_text("user,item,rating,timestamp\nu,b,5,1\n")
     assert read(path)["item"].to_list() == ["b"]
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.inter"])
+def test_an_ending_may_be_of_capitals(tmp_path, name):
+    stem, _, ending = name.partition(".")
+    path = tmp_path / f"{stem}.{ending.upper()}"
+    path.write_text(TEXTS[name])
+    assert read(path).select("user", "item", "time").rows() == LOG
+    assert has_named_columns(path) is (name != "log.inter")
 
 
 def test_no_time_column(tmp_path):
