@@ -8,12 +8,12 @@ of its own rows, and nothing has to be summed between processes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from arec_kernels import loss
 from arec_kernels.arguments import check_reduction, check_views, group_rows, threshold_rows
@@ -21,6 +21,20 @@ from arec_kernels.reference import InfoNCEStats, reduce
 
 Group = dist.ProcessGroup | None
 _Way = Callable[[Tensor, Group], Tensor]
+
+
+@overload
+def adaptive_info_nce(
+    z: Tensor, threshold: Tensor | float, *, process_group: Group = ..., groups: Tensor | None = ...,
+    reduction: str = ..., histogram_bins: None = None, **options: Any,
+) -> Tensor: ...
+
+
+@overload
+def adaptive_info_nce(
+    z: Tensor, threshold: Tensor | float, *, process_group: Group = ..., groups: Tensor | None = ...,
+    reduction: str = ..., histogram_bins: int, **options: Any,
+) -> tuple[Tensor, InfoNCEStats]: ...
 
 
 def adaptive_info_nce(
@@ -53,6 +67,7 @@ def adaptive_info_nce(
     Raises:
         ValueError: an argument is not as described, torch.distributed is not initialised, or this
             process is not in `process_group`.
+        RuntimeError: as there; a second derivative with the backend "reference" too.
     """
     check_reduction(reduction)
     _check(z, process_group)
@@ -128,5 +143,6 @@ class _Exchange(torch.autograd.Function):
         return there(rows, group)
 
     @staticmethod
+    @once_differentiable  # the exchange of a second derivative's parts is missing
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.back(grad, ctx.group), None, None, None

@@ -104,6 +104,10 @@ def adaptive_info_nce(
         ValueError: an argument is not as described.
         RuntimeError: `backend` cannot run here; or a second derivative, one of torch.func or one in
             forward mode through a compiled backend ("reference" has them).
+
+    torch.compile compiles anew for each value of `temperature`, `partner_weight` and `threshold_grad`:
+    keep a schedule of them out of the compiled region. torch.export keeps the gradient of "reference"
+    only, without an error.
     """
     check_views(z)
     check_options(temperature, positives, partner_weight, denominator, weighting, threshold_grad,
@@ -126,8 +130,17 @@ def adaptive_info_nce(
     return loss if histogram_bins is None else (loss, InfoNCEStats(num_positives, histogram))
 
 
+_OPTIONS = (
+    "temperature", "positives", "partner_weight", "denominator", "weighting", "threshold_grad",
+    "histogram_bins", "reduction", "backend",
+)  # fmt: skip
+
+
 class AdaptiveInfoNCE(nn.Module):
-    """`adaptive_info_nce` with its options fixed; they are checked here and documented there."""
+    """`adaptive_info_nce` with its options, which are checked here and at every call, documented there.
+
+    They are attributes, and may be changed from step to step.
+    """
 
     def __init__(
         self,
@@ -146,11 +159,15 @@ class AdaptiveInfoNCE(nn.Module):
         check_backend(backend)
         check_options(temperature, positives, partner_weight, denominator, weighting,
                       threshold_grad, histogram_bins, reduction)
-        self.options: dict[str, Any] = {
-            "temperature": temperature, "positives": positives, "partner_weight": partner_weight,
-            "denominator": denominator, "weighting": weighting, "threshold_grad": threshold_grad,
-            "histogram_bins": histogram_bins, "reduction": reduction, "backend": backend,
-        }
+        self.temperature = temperature
+        self.positives = positives
+        self.partner_weight = partner_weight
+        self.denominator = denominator
+        self.weighting = weighting
+        self.threshold_grad = threshold_grad
+        self.histogram_bins = histogram_bins
+        self.reduction = reduction
+        self.backend = backend
 
     def forward(
         self,
@@ -158,7 +175,10 @@ class AdaptiveInfoNCE(nn.Module):
         threshold: Tensor | float,  # (N,), (B,) or a scalar
         groups: Tensor | None = None,  # (N,) or (B,)
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-        return adaptive_info_nce(z, threshold, groups=groups, **self.options)
+        return adaptive_info_nce(z, threshold, groups=groups, **self._options())
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _OPTIONS}

@@ -106,7 +106,7 @@ def adaptive_info_nce(
         loss = w_total * log_d - (w_partner * logit_partner + w_positive * logit_positives)
 
     # A product and not a filled-in value, so that the gradient is NaN as well.
-    loss = reduce(loss * torch.where(k.isnan(), math.nan, 1.0), reduction)
+    loss = reduce(loss * torch.ones_like(k).masked_fill(k.isnan(), math.nan), reduction)
     if histogram_bins is None:
         return loss
     return loss, InfoNCEStats(m, _histogram(s, candidate, histogram_bins))

@@ -209,20 +209,17 @@ def info_nce(
     histogram_bins: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The reduced loss, m_i and the histogram; differentiable once, in z and threshold."""
-    if torch.is_grad_enabled():
-        # There z may want a derivative that `requires_grad` does not tell of: it would be lost.
-        if (
-            torch._C._are_functorch_transforms_active()
-            or torch.autograd.forward_ad._current_level >= 0
-        ):
-            raise RuntimeError(
-                f"adaptive_info_nce: backend {backend!r} knows neither torch.func nor forward-mode "
-                "derivatives; use backend='reference', or torch.no_grad() where none is wanted"
-            )
-        if z.requires_grad or threshold.requires_grad:
-            return InfoNCE.apply(
-                z, threshold, groups, backend, options, threshold_grad, histogram_bins
-            )
+    # In these z may want a derivative that `requires_grad` does not tell of: it would be lost.
+    forward_mode = torch.autograd.forward_ad._current_level >= 0  # which torch.no_grad leaves on
+    transformed = torch.is_grad_enabled() and torch._C._are_functorch_transforms_active()
+    if forward_mode or transformed:
+        raise RuntimeError(
+            f"adaptive_info_nce: backend {backend!r} knows neither torch.func nor forward-mode "
+            "derivatives; use backend='reference', or, where none is wanted, torch.no_grad() and no "
+            "dual tensors"
+        )
+    if torch.is_grad_enabled() and (z.requires_grad or threshold.requires_grad):
+        return InfoNCE.apply(z, threshold, groups, backend, options, threshold_grad, histogram_bins)
     loss, _, num_positives, _, histogram = OPS["forward"][backend](
         z, threshold, groups, *options, histogram_bins
     )

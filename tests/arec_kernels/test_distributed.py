@@ -72,6 +72,18 @@ def averaged_gradient(gather: bool) -> Tensor:
     return parallel.module.weight.grad
 
 
+def second_derivatives_are_refused() -> None:
+    """Of "reference" and of any function of gathered rows: parts of them are other processes'."""
+    def loss(z: Tensor) -> Tensor:
+        return distributed.adaptive_info_nce(z, 0.2, backend="reference")
+
+    for function in (loss, lambda z: distributed.gather_views(z).square().sum()):
+        z = of_process(problem(PROCESSES)[0], dist.get_rank(), PROCESSES).requires_grad_()
+        (grad,) = torch.autograd.grad(function(z), z, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            grad.square().sum().backward()
+
+
 def work(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -81,6 +93,7 @@ def work(rank: int, folder: Path) -> None:
         "all": own_loss([0, 1, 2]), "some": own_loss([0, 2]), "one": own_loss([1]),
         "averaged": averaged_gradient(gather=False), "gathered": averaged_gradient(gather=True),
     }
+    second_derivatives_are_refused()
     torch.save(result, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -291,3 +291,32 @@ def test_module() -> None:
     assert "temperature=0.2" in repr(module)
     with pytest.raises(ValueError, match="temperature"):
         AdaptiveInfoNCE(temperature=-1)
+
+
+def test_the_options_of_a_module_may_change_and_are_checked() -> None:
+    changes = {
+        "temperature": 0.2, "positives": False, "partner_weight": 0.7, "denominator": "all",
+        "weighting": "printed", "threshold_grad": 0.1, "histogram_bins": 4, "reduction": "sum",
+        "backend": "reference",
+    }  # fmt: skip
+    module = AdaptiveInfoNCE()
+    for name, value in changes.items():
+        setattr(module, name, value)
+    loss, stats = module(Z, 0.1)
+    expected, expected_stats = adaptive_info_nce(Z, 0.1, **changes)
+    assert torch.equal(loss, expected) and torch.equal(stats.histogram, expected_stats.histogram)
+    assert repr(module) == repr(AdaptiveInfoNCE(**changes)) != repr(AdaptiveInfoNCE())
+    module.weighting = "other"
+    with pytest.raises(ValueError, match="weighting: expected one of"):
+        module(Z, 0.1)
+
+
+def test_the_default_type_is_no_matter(backend: str, device: str) -> None:
+    z = make_rows(20, 6, device=device)
+    expected = adaptive_info_nce(z, 0.1, backend=backend)
+    torch.set_default_dtype(torch.float64)
+    try:
+        loss = adaptive_info_nce(z, 0.1, backend=backend)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loss.dtype is torch.float32 and torch.equal(loss, expected)
