@@ -54,9 +54,8 @@ def metrics_from_lists(
     chosen = counts[targets].mean()
     metrics = {}
     for k in cutoffs:
-        top = items[:, :k]
-        top = top[top > 0]
-        metrics[f"Coverage@{k}"] = len(np.unique(top)) / (len(counts) - 1)
-        bias = counts[top].mean() / chosen if len(top) and chosen else 0.0
+        given = np.bincount(items[:, :k].ravel(), minlength=len(counts))[1:]
+        metrics[f"Coverage@{k}"] = float(np.count_nonzero(given) / len(given))
+        bias = given @ counts[1:] / given.sum() / chosen if given.any() and chosen else 0.0
         metrics[f"PopularityBias@{k}"] = float(bias)
     return metrics

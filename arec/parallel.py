@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -38,7 +39,8 @@ def joined() -> Iterator[None]:
     gpus = torch.cuda.device_count()
     if local_rank() < gpus:
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    # The others wait while the main process reads the data, and torchrun ends them if it dies.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(days=1))
     _joined = True
     yield
     # Not after an error: the others may be waiting for this process, and torchrun ends them.

@@ -8,19 +8,16 @@ from arec.data.split import LeaveOneOut
 
 
 class TargetIndex:
-    """The training prefixes by their target, as CSR: memory is linear in the data."""
+    """The training prefixes by their target: one sorted number each, memory is linear in the data."""
 
     def __init__(self, split: LeaveOneOut) -> None:
         sequences = split.sequences
-        users, positions = split.train_prefixes()
-        # Sorted by (item, user), so that one user's own sequences are one run within an item's.
-        self._num_users = max(sequences.num_users, 1)
-        keys = sequences.items[positions].astype(np.int64) * self._num_users + users
-        order = np.argsort(keys, kind="stable")
-        self._keys = keys[order]
-        # Index -1, "nobody", finds -1 at the end.
-        self.positions = np.append(positions[order], -1)
-        self.users = np.append(users[order], -1)
+        _, positions = split.train_prefixes()
+        # By item and position, so that one user's own sequences are one run within an item's.
+        self._offsets = sequences.offsets
+        self._count = len(sequences.items)
+        self._keys = sequences.items[positions].astype(np.int64) * self._count + positions
+        self._keys.sort()
 
     def sample(
         self,
@@ -34,13 +31,15 @@ class TargetIndex:
             positions ``(B,)`` int64 into ``sequences.items``, and the users ``(B,)`` they belong
             to; both -1 where no other user has such a sequence.
         """
-        row = targets.astype(np.int64) * self._num_users
-        begin = np.searchsorted(self._keys, row)
-        end = np.searchsorted(self._keys, row + self._num_users)
-        own_begin = np.searchsorted(self._keys, row + users)
-        own_end = np.searchsorted(self._keys, row + users, side="right")
+        row = targets.astype(np.int64) * self._count
+        begin, own_begin, own_end, end = (
+            np.searchsorted(self._keys, row + position)
+            for position in (0, self._offsets[users], self._offsets[users + 1], self._count)
+        )
         others = (end - begin) - (own_end - own_begin)
         drawn = begin + rng.integers(0, np.maximum(others, 1))
         drawn += np.where(drawn >= own_begin, own_end - own_begin, 0)
-        drawn = np.where(others > 0, drawn, -1)
-        return self.positions[drawn], self.users[drawn]
+        positions = np.full(len(targets), -1)
+        found = others > 0
+        positions[found] = self._keys[drawn[found]] % self._count
+        return positions, np.searchsorted(self._offsets, positions, side="right") - 1

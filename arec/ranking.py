@@ -84,16 +84,23 @@ def top_items(
     exclude: torch.Tensor | None = None,  # (B, H) int64, never recommended; filled up with 0
 ) -> torch.Tensor:
     """(B, min(count, V)) int64, the items of the highest scores, best first; 0 where none is left."""
-    return _top_items_(scores.clone(), count, exclude)
-
-
-def _top_items_(scores: torch.Tensor, count: int, exclude: torch.Tensor | None) -> torch.Tensor:
-    """`top_items`, but the scores of what is left out are overwritten."""
-    scores[:, 0] = -torch.inf
     if exclude is not None:
-        scores.scatter_(1, exclude, -torch.inf)
-    best = scores.topk(min(count, scores.shape[1] - 1), dim=1)
-    return best.indices.masked_fill(best.values == -torch.inf, 0)
+        scores = scores.scatter(1, exclude, -torch.inf)
+    best = scores[:, 1:].topk(min(count, scores.shape[1] - 1), dim=1)
+    return (best.indices + 1).masked_fill(best.values == -torch.inf, 0)
+
+
+def _top_with_and_without(
+    scores: torch.Tensor,  # (B, V + 1) float, column 0 is padding
+    count: int,
+    exclude: torch.Tensor,  # (B, H) int64, filled up with 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`top_items` of all items and of those that are left, from one search."""
+    best = top_items(scores, count + exclude.shape[1])
+    excluded = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, exclude, True)
+    out = excluded.gather(1, best)
+    left = out.byte().argsort(dim=1, stable=True)[:, :count]
+    return best[:, :count], best.gather(1, left).masked_fill(out.gather(1, left), 0)
 
 
 def draw_candidates(
@@ -200,15 +207,15 @@ def rank_targets(
             raise ValueError("batches: holds a user twice")
         target = torch.from_numpy(targets[rows].astype(np.int64)).to(scores.device)
         history = _histories(split, users, lengths[rows]).to(scores.device)
-        # All scores are compared once and copied once: the second list leaves out what the first does.
+        # All scores are compared once and searched once.
         unfiltered = target_ranks(scores, target)
         ranks["unfiltered"][rows] = unfiltered.cpu().numpy()
         filtered = unfiltered - _excluded_ahead(scores, target, history)
         ranks["filtered"][rows] = filtered.cpu().numpy()
-        left = scores.clone()
-        for name, exclude in (("unfiltered", None), ("filtered", history)):
-            best = _top_items_(left, top, exclude).cpu().numpy()
-            lists[name][rows, : best.shape[1]] = best
+        if top:
+            both = _top_with_and_without(scores, top, history)
+            for name, best in zip(("unfiltered", "filtered"), both):
+                lists[name][rows, : best.shape[1]] = best.cpu().numpy()
         for name, sampled in candidates.items():
             against = torch.from_numpy(sampled[rows].astype(np.int64)).to(scores.device)
             ranks[name][rows] = sampled_ranks(scores, target, against).cpu().numpy()

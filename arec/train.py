@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import logging
 import sys
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ from arec.config import RECIPE_NAMES, Config
 from arec.evaluate import evaluate_run
 from arec.results import final_metrics, format_results
 from arec.tables import FEWEST_POSITIVES
-from arec.trainer import Trainer
+from arec.trainer import Trainer, pick_device
 
 log = logging.getLogger("arec")
 
@@ -110,6 +111,7 @@ def train(config: Config, folder: str | Path) -> str:
     started = parallel.from_main((folder / LAST).exists)
     # Before anything is written: what cannot be loaded or built leaves nothing behind.
     new = parallel.from_main(lambda: _is_new(folder))
+    pick_device(config.device)  # to say what is wrong with it before minutes of reading
     trainer = Trainer(config, load_data(config, None if new else folder), folder, resume=started)
     if new:
         parallel.from_main(lambda: write_text(folder / CONFIG, config.to_toml()))
@@ -186,6 +188,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
                 "which needs none"
             )
     trainer.restore_best()
+    log.info("ranking for %d users", len(split.eval_users))
     candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
     metrics = {
         "config": config.model_dump(mode="json"),
@@ -226,6 +229,10 @@ def _logging_to(path: Path) -> Iterator[logging.Logger]:
     try:
         # A name of a file may hold bytes that are no text.
         to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        fcntl.flock(to_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends or closes it
+    except BlockingIOError:
+        to_file.close()
+        raise RunError(f"{path.parent}: another process is training this run") from None
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
     root = logging.getLogger()

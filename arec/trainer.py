@@ -86,10 +86,17 @@ def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Ite
     objective.eval()
     device = objective.device
     size = users_at_once(split.sequences.num_items, device.type)
-    for users, inputs, lengths in history_batches(
-        split, stage, batch_size=size, max_length=objective.encoder.max_length
-    ):
-        yield users, objective.score(inputs.to(device), lengths.to(device))
+    with _progress(len(split.eval_users), "user", desc="ranking", delay=10, leave=False) as bar:
+        for users, inputs, lengths in history_batches(
+            split, stage, batch_size=size, max_length=objective.encoder.max_length
+        ):
+            yield users, objective.score(inputs.to(device), lengths.to(device))
+            bar.update(len(users))
+
+
+def _progress(total: int, unit: str, **options: Any) -> tqdm:
+    hidden = None if parallel.is_main() else True  # None: where nobody watches
+    return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=hidden, **options)
 
 
 def evaluate(
@@ -183,8 +190,7 @@ class Trainer:
         """
         done = len(self.records)
         steps = (self.config.epochs - done) * len(self.batches) - self.step
-        hidden = None if parallel.is_main() else True  # None: where nobody watches
-        with tqdm(total=steps, unit="batch", dynamic_ncols=True, disable=hidden) as bar:
+        with _progress(steps, "batch") as bar:
             for epoch in range(done + 1, self.config.epochs + 1):
                 if self.best_epoch and epoch - self.best_epoch > self.config.patience:
                     log.info("no better epoch in %d: stopped", self.config.patience)
@@ -270,7 +276,8 @@ class Trainer:
 
     def progress(self) -> str:
         """What ``last.pt`` holds of the training."""
-        epochs = f"{len(self.records)} epochs"
+        done = len(self.records)
+        epochs = f"{done} epoch{'s' * (done != 1)}"
         return f"{epochs} and {self.kept} of {len(self.batches)} batches" if self.kept else epochs
 
     def _save_best(self) -> None:

@@ -88,8 +88,8 @@ _ARCHIVE_MEMBERS = (
 
 
 def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
-    """Read a file of interactions into columns user (str), item (str) and, where the file has it,
-    time (a number); the rows are in file order.
+    """Read a file of interactions into columns user and item (text, or whole numbers where the file
+    has such) and, where the file has it, time (a number); the rows are in file order.
 
     Raises:
         DataError: missing or unreadable file, unknown format, wrong columns, a line that cannot be
@@ -338,13 +338,15 @@ def _check_values(
 
 
 def _as_id(column: pl.Series) -> pl.Series:
-    """Text, null where there is nothing that names a user or an item."""
+    """Text or whole numbers, null where there is nothing that names a user or an item."""
     if column.dtype.is_nested():
         return pl.Series([None] * len(column), dtype=pl.String)
     column = _finite(column)
     if column.dtype.is_float():  # as programs keep whole numbers where some are missing
         whole = column.cast(pl.Int64, strict=False)
-        column = whole if (whole == column).all() else column
+        column = whole if whole.eq_missing(column).all() else column
+    if column.dtype.is_integer():
+        return column
     return column.cast(pl.String).str.strip_chars().replace("", None)
 
 

@@ -83,11 +83,14 @@ def k_core_mask(
 
 def _numbered(ids: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """(n,) int64 numbers from 0 in the order of the text, and the distinct ids in that order."""
-    ids = ids.cast(pl.String)
-    distinct = ids.unique().sort()
-    # The codes of an Enum are looked up; a rank would sort the text of every interaction.
-    numbers = ids.cast(pl.Enum(distinct)).to_physical().to_numpy()
-    return numbers.astype(np.int64), distinct.to_numpy()
+    distinct = ids.unique()
+    # Only the distinct ones become text, and are sorted.
+    names = distinct.cast(pl.String)
+    order = names.arg_sort()
+    numbers = ids.replace_strict(
+        distinct.gather(order), np.arange(len(order)), return_dtype=pl.Int64
+    )
+    return numbers.to_numpy(), names.gather(order).to_numpy()
 
 
 def _time_order(

@@ -104,14 +104,13 @@ class LeaveOneOut:
 
     def train_counts(self) -> np.ndarray:
         """(num_items + 1,) int64, how often each item occurs in the training part (padding: 0)."""
-        sequences = self.sequences
-        # +1 where a user's training part begins, -1 where it ends: the running sum marks it.
-        edges = np.zeros(sequences.num_interactions + 1, dtype=np.int64)
-        starts = sequences.offsets[:-1]
-        np.add.at(edges, starts, 1)
-        np.add.at(edges, starts + self.train_lengths, -1)
-        in_training = np.cumsum(edges[:-1]) > 0
-        return np.bincount(sequences.items[in_training], minlength=sequences.num_items + 1)
+        items, lengths = self.sequences.items, self.sequences.lengths
+        counts = np.bincount(items, minlength=self.sequences.num_items + 1)
+        for from_end in (1, 2):
+            held_out = self.train_lengths <= lengths - from_end
+            ends = self.sequences.offsets[1:][held_out]
+            counts -= np.bincount(items[ends - from_end], minlength=len(counts))
+        return counts
 
 
 def _from_end(stage: str) -> int:

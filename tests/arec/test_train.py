@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import logging
@@ -9,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from programs import SMALL, call
 from arec import checkpoint, evaluate, train
 from arec.checkpoint import RunError
 from arec.config import Config
+from arec.errors import DataError
 from arec.ranking import draw_candidates
 from arec.train import _default_folder
 from arec.trainer import Trainer
@@ -57,6 +60,45 @@ def test_every_line_is_shown_once(log_file, tmp_path, monkeypatch, capsys, own) 
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1, *SMALL)
     assert capsys.readouterr().err == (tmp_path / "run/train.log").read_text()
     assert logging.getLogger().handlers == handlers
+
+
+def test_a_run_is_trained_by_one_process(log_file, tmp_path, monkeypatch, capsys) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    (folder / "metrics.json").unlink()
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    with open(folder / "train.log") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit) as exit:
+            call(train, monkeypatch, "--resume", folder)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith("run: another process is training this run\n")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == kept
+    call(train, monkeypatch, "--resume", folder)
+    assert (folder / "metrics.json").exists(), "the lock went with its holder"
+
+
+def test_a_wrong_device_is_said_before_minutes_of_reading(tmp_path, monkeypatch, capsys) -> None:
+    with pytest.raises(SystemExit):
+        call(train, monkeypatch, "--dataset", tmp_path / "missing.csv", "--device", "tpu")
+    assert "device: expected auto, cpu or cuda, got 'tpu'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("patience", "said"), [(0.0, True), (60.0, False)])
+def test_long_reading_is_said(tmp_path, monkeypatch, capsys, patience, said) -> None:
+    monkeypatch.setattr(checkpoint, "_LONG", patience)
+    before = threading.active_count()
+
+    def load(dataset, **settings):
+        while said and threading.active_count() > before:
+            pass
+        raise DataError("broken")
+
+    monkeypatch.setattr(checkpoint, "load", load)
+    with pytest.raises(DataError):
+        checkpoint.load_data(Config(dataset="my.csv"))
+    assert capsys.readouterr().err == "reading my.csv\n" * said
 
 
 def test_one_user(tmp_path, monkeypatch, capsys) -> None:
