@@ -5,8 +5,14 @@ The programs are `python -m arec.train`, `arec.evaluate`, `arec.recommend`, `are
 `arec.ranking`.
 """
 
+import os
 import sys
 from types import TracebackType
+
+# Where the system gives pages of 2 MB to those who ask, PyTorch asks only if told so before its first
+# tensor. With 100,000s of items a step makes several gradients of the size of their table anew, and
+# mapping these by pages of 4 kB would take a good part of it.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def _without_traceback(

@@ -153,3 +153,25 @@ def test_options_are_whole_words_and_switches_have_two_ways(capsys) -> None:
     assert "did you mean --epochs?" in capsys.readouterr().err
     given = given_settings(parser.parse_args(["--no-positives", "--filter-history"]))
     assert given == {"positives": False, "filter_history": True}
+
+
+def test_large_tensors_are_on_large_pages() -> None:
+    """Whichever is imported first; not where the system gives none, or the user wants none."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.is_file() or "[madvise]" not in setting.read_text():
+        pytest.skip("the system does not give large pages to those who ask")
+    program = """
+import re
+{}
+tensor = torch.zeros(64 << 20)
+print(sum(map(int, re.findall(r"AnonHugePages: +(\\d+)", open("/proc/self/smaps").read()))))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    for imports, own, expected in (
+        ("import arec, torch", {}, True),
+        ("import torch, arec", {}, True),
+        ("import arec, torch", {"THP_MEM_ALLOC_ENABLE": "0"}, False),
+    ):
+        done = subprocess.run([sys.executable, "-c", program.format(imports)], env=environment | own,
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        assert (int(done.stdout) > 0) is expected
