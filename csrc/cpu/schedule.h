@@ -105,7 +105,7 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
   struct alignas(64) Counter {
     std::atomic<int64_t> value{0};
   };
-  constexpr int kSpins = 1000, kPatience = 1200;  // waits without, and with, giving way to other threads
+  constexpr int kPatience = 1000;  // waits before it does anybody's tasks, or else gives way to other threads
   const int64_t most = round_up(n, kTile) / kTile;
   const int64_t owners = std::min<int64_t>(torch::stable::get_num_threads(), most);
   const RoundRobin tasks(n, owners);
@@ -154,7 +154,7 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
         over = over && outcome == kOver;
       }
       if (over) return;
-      if (outcome != kRan && ++waits > kSpins) sched_yield();
+      if (outcome != kRan && waits++ > kPatience) sched_yield();
     }
   });
 }
