@@ -229,12 +229,15 @@ def _logging_to(path: Path) -> Iterator[logging.Logger]:
     try:
         # A name of a file may hold bytes that are no text.
         to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
-        fcntl.flock(to_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends or closes it
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(to_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process closes it or ends
     except BlockingIOError:
         to_file.close()
         raise RunError(f"{path.parent}: another process is training this run") from None
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror}") from None
+    except OSError:
+        pass  # a file system without locks
     root = logging.getLogger()
     shown = root if root.handlers else log
     handlers = [to_file] if shown is root else [logging.StreamHandler(), to_file]

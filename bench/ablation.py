@@ -1,7 +1,7 @@
 """What each part of AdaptiveRec brings on the built-in data: `python bench/ablation.py [--seeds N]`.
 
 Trains what is missing under runs/ablation and writes bench/results/ablation.json and ablation.md.
-The seed makes the data too, so deviations hold both.
+The seed makes the data too, so deviations hold both; differences are of runs of the same seed.
 """
 
 from __future__ import annotations
@@ -55,20 +55,29 @@ def summary(runs: list[dict]) -> dict[str, list[float]]:
 
 def table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
     columns = {
-        "NDCG@10 filtered": "NDCG@10 filtered", "NDCG@10 unfiltered": "NDCG@10 unfiltered",
+        "NDCG@10 filtered": "NDCG@10 filtered", "gain filtered": "over no contrast",
+        "NDCG@10 unfiltered": "NDCG@10 unfiltered", "gain unfiltered": "over no contrast",
         "precision": "precision of M⁺", "base_rate": "by chance", "recall": "recall of M⁺",
         "selected": "by chance", "mean": "k", "std": "spread of k over rows",
         "correlation": "correlation of k with the row's quantile",
     }  # fmt: skip
+    base = results["no contrast"]
     rows = []
     for name, figures in results.items():
         cells = [name]
         for column in columns:
-            values = np.array(figures.get(column, []), dtype=float)  # None becomes NaN
-            cells.append(mean_and_deviation(values, 3) if len(values) else "")
+            kind, _, ranking = column.partition(" ")
+            key = f"NDCG@10 {ranking}" if kind == "gain" else column
+            values = np.array(figures.get(key, []), dtype=float)  # None becomes NaN
+            if kind == "gain":
+                gain = mean_and_deviation(values - base[key], 4)
+                cells.append("" if figures is base else gain if gain.startswith("-") else f"+{gain}")
+            else:
+                cells.append(mean_and_deviation(values, 3) if len(values) else "")
         rows.append(cells)
     lines = markdown_table(["built-in data", *columns.values()], rows)
-    lines += ["", f"{over_seeds(seeds).capitalize()}, default settings otherwise."]
+    lines += ["", f"{over_seeds(seeds).capitalize()}, default settings otherwise; “over no contrast”: of "
+              "the difference to that run of the same seed."]  # fmt: skip
     return "\n".join(lines)
 
 

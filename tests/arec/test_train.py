@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import gzip
 import json
@@ -77,6 +78,15 @@ def test_a_run_is_trained_by_one_process(log_file, tmp_path, monkeypatch, capsys
     assert {path: path.read_bytes() for path in folder.iterdir()} == kept
     call(train, monkeypatch, "--resume", folder)
     assert (folder / "metrics.json").exists(), "the lock went with its holder"
+
+
+def test_a_file_system_without_locks_is_no_obstacle(log_file, tmp_path, monkeypatch) -> None:
+    def flock(file, operation) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1, *SMALL)
+    assert (tmp_path / "run/metrics.json").exists()
 
 
 def test_a_wrong_device_is_said_before_minutes_of_reading(tmp_path, monkeypatch, capsys) -> None:
