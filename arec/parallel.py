@@ -39,8 +39,8 @@ def joined() -> Iterator[None]:
     gpus = torch.cuda.device_count()
     if local_rank() < gpus:
         torch.cuda.set_device(local_rank())
-    # The others wait while the main process reads the data, and torchrun ends them if it dies.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(days=1))
+    # The others wait while the main process reads the data, which may take longer than the usual half hour.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timedelta(hours=3))
     _joined = True
     yield
     # Not after an error: the others may be waiting for this process, and torchrun ends them.

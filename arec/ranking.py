@@ -95,7 +95,10 @@ def _top_with_and_without(
     count: int,
     exclude: torch.Tensor,  # (B, H) int64, filled up with 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`top_items` of all items and of those that are left, from one search."""
+    """`top_items` of all items and of those that are left."""
+    if exclude.shape[1] > 2 * count:
+        return top_items(scores, count), top_items(scores, count, exclude)
+    # One search, which is cheaper than two unless it has to go deep.
     best = top_items(scores, count + exclude.shape[1])
     excluded = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, exclude, True)
     out = excluded.gather(1, best)
@@ -207,7 +210,7 @@ def rank_targets(
             raise ValueError("batches: holds a user twice")
         target = torch.from_numpy(targets[rows].astype(np.int64)).to(scores.device)
         history = _histories(split, users, lengths[rows]).to(scores.device)
-        # All scores are compared once and searched once.
+        # All scores are compared once.
         unfiltered = target_ranks(scores, target)
         ranks["unfiltered"][rows] = unfiltered.cpu().numpy()
         filtered = unfiltered - _excluded_ahead(scores, target, history)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import operator
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,20 +78,22 @@ def recommend(
 @torch.no_grad()
 def score_histories(
     objective: Objective,
-    histories: Sequence[Sequence[int]],  # items 1..num_items of each, oldest first
-) -> torch.Tensor:  # (n, num_items + 1) float32; column 0 is padding and means nothing
-    """How well each item would come after histories, which need not be of the run.
+    histories: Iterable[Iterable[int]],  # items 1..num_items of each, oldest first
+) -> torch.Tensor:  # (n, num_items + 1); column 0 is padding and means nothing
+    """How well each item would come after histories, which need not be of the run, all at once.
 
     Raises:
         ValueError: no history, an empty one, or an item that the model does not know.
     """
     known = objective.encoder.num_items
-    if not histories or not all(
-        len(history) and 1 <= min(history) <= max(history) <= known for history in histories
-    ):
+    try:
+        histories = [[operator.index(item) for item in history] for history in histories]
+    except TypeError:
+        histories = []
+    if not histories or not all(items and 0 < min(items) <= max(items) <= known for items in histories):
         raise ValueError(f"histories: expected lists of items, whole numbers from 1 to {known}")
     objective.eval()
-    seen = [list(history)[-objective.encoder.max_length :] for history in histories]
+    seen = [history[-objective.encoder.max_length :] for history in histories]
     inputs = pad_sequence([torch.tensor(items) for items in seen], batch_first=True)
     lengths = torch.tensor([len(items) for items in seen])
     return objective.score(inputs.to(objective.device), lengths.to(objective.device))

@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import fcntl
 import logging
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -107,22 +108,55 @@ def train(config: Config, folder: str | Path) -> str:
         if parallel.is_main():
             print(f"{folder}: finished already; ranking again, training nothing", file=sys.stderr)
         return evaluate_run(folder)
-    # Without a state there is nothing to go on from but its settings.
-    started = parallel.from_main((folder / LAST).exists)
-    # Before anything is written: what cannot be loaded or built leaves nothing behind.
-    new = parallel.from_main(lambda: _is_new(folder))
-    pick_device(config.device)  # to say what is wrong with it before minutes of reading
-    trainer = Trainer(config, load_data(config, None if new else folder), folder, resume=started)
-    if new:
-        parallel.from_main(lambda: write_text(folder / CONFIG, config.to_toml()))
-    with _logging_to(folder / "train.log") as shown, logging_redirect_tqdm([shown]):
-        if new and config.unused:
-            log.warning("without effect in this run: %s", ", ".join(config.unused))
-        try:
-            return _fit_and_rank(trainer)
-        except KeyboardInterrupt:
-            log.info("interrupted after %s; --resume %s goes on", trainer.progress(), folder)
-            raise
+    with _alone_in(folder):
+        # Without a state there is nothing to go on from but its settings.
+        started = parallel.from_main((folder / LAST).exists)
+        # Before anything is written: what cannot be loaded or built leaves nothing behind.
+        new = parallel.from_main(lambda: _is_new(folder))
+        pick_device(config.device)  # to say what is wrong with it before minutes of reading
+        trainer = Trainer(config, load_data(config, None if new else folder), folder, resume=started)
+        if new:
+            parallel.from_main(lambda: write_text(folder / CONFIG, config.to_toml()))
+        with _logging_to(folder / "train.log") as shown, logging_redirect_tqdm([shown]):
+            if new and config.unused:
+                log.warning("without effect in this run: %s", ", ".join(config.unused))
+            try:
+                return _fit_and_rank(trainer)
+            except KeyboardInterrupt:
+                log.info("interrupted after %s; --resume %s goes on", trainer.progress(), folder)
+                raise
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """No other process trains in the folder meanwhile; one that is made here goes if it stays empty."""
+    made, lock = parallel.from_main(lambda: _locked(folder))
+    try:
+        yield
+    finally:
+        if parallel.is_main():
+            os.close(lock)
+            if made:
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _locked(folder: Path) -> tuple[bool, int]:
+    """Whether the folder had to be made, and the descriptor that locks it until it is closed."""
+    try:
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise RunError(f"{folder}: another process is training this run") from None
+    except OSError:
+        pass  # a file system without locks
+    return made, lock
 
 
 def _is_new(folder: Path) -> bool:
@@ -231,13 +265,6 @@ def _logging_to(path: Path) -> Iterator[logging.Logger]:
         to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(to_file.stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process closes it or ends
-    except BlockingIOError:
-        to_file.close()
-        raise RunError(f"{path.parent}: another process is training this run") from None
-    except OSError:
-        pass  # a file system without locks
     root = logging.getLogger()
     shown = root if root.handlers else log
     handlers = [to_file] if shown is root else [logging.StreamHandler(), to_file]

@@ -215,8 +215,8 @@ def info_nce(
     if forward_mode or transformed:
         raise RuntimeError(
             f"adaptive_info_nce: backend {backend!r} knows neither torch.func nor forward-mode "
-            "derivatives; use backend='reference', or, where none is wanted, torch.no_grad() and no "
-            "dual tensors"
+            "derivatives; use backend='reference', or, where none is wanted, torch.no_grad() outside "
+            "of forward mode"
         )
     if torch.is_grad_enabled() and (z.requires_grad or threshold.requires_grad):
         return InfoNCE.apply(z, threshold, groups, backend, options, threshold_grad, histogram_bins)

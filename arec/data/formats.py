@@ -96,7 +96,6 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
             parsed (with its number), or no interaction at all.
     """
     data, name = _contents(path)
-    name = _with_small_ending(name)
     where = str(path)
     dialect = _dialect(name)
     if dialect is not None:
@@ -120,14 +119,14 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
 
 def has_named_columns(path: Path) -> bool:
     """Whether it is a file of the formats that `Columns` is for."""
-    name = _with_small_ending(path.name.removesuffix(".gz"))
+    name = _with_small_endings(path.name).removesuffix(".gz")
     return name.endswith((".csv", ".tsv", ".parquet")) and _dialect(name) is None
 
 
-def _with_small_ending(name: str) -> str:
-    """Of any case on some systems, LOG.CSV."""
-    stem, dot, ending = name.rpartition(".")
-    return stem + dot + ending.lower()
+def _with_small_endings(name: str) -> str:
+    """They are of any case on some systems, LOG.CSV."""
+    stem, *endings = name.split(".")
+    return ".".join([stem, *map(str.lower, endings)])
 
 
 def _dialect(name: str) -> _Delimited | None:
@@ -136,17 +135,18 @@ def _dialect(name: str) -> _Delimited | None:
 
 def _contents(path: Path) -> tuple[bytes, str]:
     """The uncompressed bytes of a file, and the name that tells their format."""
+    name = _with_small_endings(path.name)
     try:
-        if path.suffix in (".zip", ".whl"):
+        if name.endswith((".zip", ".whl")):
             with zipfile.ZipFile(path) as archive:
                 for member in _ARCHIVE_MEMBERS:
                     if member in archive.namelist():
                         return archive.read(member), Path(member).name
             raise DataError(f"{path}: holds none of {', '.join(_ARCHIVE_MEMBERS)}")
-        if path.suffix == ".gz":
+        if name.endswith(".gz"):
             with gzip.open(path) as file:
-                return file.read(), path.stem
-        return path.read_bytes(), path.name
+                return file.read(), name.removesuffix(".gz")
+        return path.read_bytes(), name
     except FileNotFoundError:
         raise DataNotFoundError(f"{path}: no such file") from None
     # BadGzipFile is an OSError without strerror, so it has to come first.

@@ -79,7 +79,10 @@ def test_a_run_is_evaluated_from_any_folder_and_shell(
 
 def test_ranks_of_users_are_those_of_the_metrics(log_file, tmp_path, monkeypatch, capsys) -> None:
     folder, file = tmp_path / "run", tmp_path / "new/ranks.csv"
-    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    with gzip.open(log_file, "at") as log:
+        print("somebody film1 film2", file=log)  # comes first, and is not ranked
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, "--k-core", 1,
+         *SMALL)  # fmt: skip
     call(evaluate, monkeypatch, folder, "--ranks", file)
     ranks = pl.read_csv(file)
     assert ranks["user"].to_list() == sorted(f"user{user}" for user in range(90))

@@ -82,3 +82,11 @@ def test_known_lists():
 def test_lists_of_nothing_are_no_error():
     metrics = metrics_from_lists(np.zeros((2, 3), int), np.array([1, 1]), np.array([0, 0]), (3,))
     assert metrics == {"Coverage@3": 0, "PopularityBias@3": 0}
+
+
+def test_ratios_of_lists_count_what_is_given():
+    items, counts = np.array([[1, 0, 0], [0, 0, 0]]), np.array([0, 6, 2])
+    metrics = metrics_from_lists(items, np.array([1, 2]), counts, (3,))
+    assert metrics == {"Coverage@3": 0.5, "PopularityBias@3": 6 / 4}
+    never_trained_on = metrics_from_lists(items, np.array([1, 2]), np.zeros(3, int), (3,))
+    assert never_trained_on == {"Coverage@3": 0.5, "PopularityBias@3": 0.0}

@@ -43,6 +43,15 @@ def test_draws_only_and_all_of_the_others(users, target, user, seed) -> None:
             assert split.sequences.offsets[owner] <= position < split.sequences.offsets[owner + 1]
 
 
+@pytest.mark.parametrize(("others", "expected"), [([], -1), ([[1, 2]], 3)])
+def test_nobody_is_a_partner_to_themselves(others, expected) -> None:
+    split = split_of([[5, 2], *others])  # of two items both are trained on
+    positions, owners = TargetIndex(split).sample(
+        np.array([2]), np.array([0]), np.random.default_rng(0)
+    )
+    assert positions.tolist() == [expected] and owners.tolist() == [min(expected, 1)]
+
+
 def test_draws_are_uniform() -> None:
     users = [[1, 2, 1, 1]] + [[1, 2, 3, 3]] * 4 + [[3, 2, 2, 3, 3]]  # target 2: 1 + 4 + 2 times
     split = split_of(users)

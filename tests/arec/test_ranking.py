@@ -142,6 +142,15 @@ def test_rank_among_candidates_counts_those_not_below_the_target(ranking):
     assert got.tolist() == [expected]
 
 
+@pytest.mark.parametrize("history", [[1, 2], [1, 2, 3, 4]], ids=["one search", "two searches"])
+def test_the_best_items_may_all_be_in_the_history(history):
+    split = LeaveOneOut(sequences_of([*history, 9, 10], num_items=10))
+    scores = torch.arange(11).flip(0)[None].float()  # of item 1 the highest
+    _, lists = rank_targets(split, "valid", [(split.eval_users, scores)], top=1)
+    assert lists["unfiltered"].tolist() == [[1]]
+    assert lists["filtered"].tolist() == [[len(history) + 1]]
+
+
 def test_top_items_when_few_are_left():
     scores = torch.tensor([[9.0, 1.0, 3.0, 2.0]])
     assert top_items(scores, 10, torch.tensor([[2, 0]])).tolist() == [[3, 1, 0]]

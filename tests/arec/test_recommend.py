@@ -85,14 +85,17 @@ def test_scores_after_histories_of_nobody() -> None:
     torch.manual_seed(0)
     objective = build_objective(Config(method="bert4rec", hidden_size=8, feed_forward=8, max_length=4), 9)
     objective.train()
-    first, second = recommend.score_histories(objective, [(3, 9, 1, 2, 5), np.array([7])])
+    small = np.array([7], np.uint8)
+    first, second = recommend.score_histories(objective, iter([(3, 9, 1, 2, 5), small]))
     for scores, seen in ((first, [9, 1, 2, 5]), (second, [7])):
         with torch.no_grad():
             expected = objective.score(torch.tensor([seen]), torch.tensor([len(seen)]))[0]
         torch.testing.assert_close(scores, expected)
 
 
-@pytest.mark.parametrize("wrong", [[], [[]], [[1], []], [[0]], [[10]], [[3, -1]]])
+@pytest.mark.parametrize(
+    "wrong", [[], [[]], [[1], []], [[0]], [[10]], [[3, -1]], [3], ["1"], [[1.5]], [[2.0]]]
+)
 def test_histories_are_of_items_that_the_model_knows(wrong) -> None:
     objective = build_objective(Config(method="sasrec", hidden_size=8, feed_forward=8), 9)
     with pytest.raises(ValueError, match="^histories: .* from 1 to 9$"):

@@ -69,15 +69,28 @@ def test_a_run_is_trained_by_one_process(log_file, tmp_path, monkeypatch, capsys
     (folder / "metrics.json").unlink()
     kept = {path: path.read_bytes() for path in folder.iterdir()}
     capsys.readouterr()
-    with open(folder / "train.log") as theirs:
+    new = tmp_path / "new"
+    new.mkdir()
+    for arguments in (["--resume", folder], ["--dataset", log_file, "--run-dir", new, *SMALL]):
+        theirs = os.open(arguments[-1] if arguments[0] == "--resume" else new, os.O_RDONLY)
         fcntl.flock(theirs, fcntl.LOCK_EX)
         with pytest.raises(SystemExit) as exit:
-            call(train, monkeypatch, "--resume", folder)
-    assert exit.value.code == 2
-    assert capsys.readouterr().err.endswith("run: another process is training this run\n")
+            call(train, monkeypatch, *arguments)
+        os.close(theirs)
+        assert exit.value.code == 2
+        assert capsys.readouterr().err.endswith(": another process is training this run\n")
     assert {path: path.read_bytes() for path in folder.iterdir()} == kept
+    assert not any(new.iterdir())
     call(train, monkeypatch, "--resume", folder)
     assert (folder / "metrics.json").exists(), "the lock went with its holder"
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_reading(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--dataset", tmp_path / "missing.csv", "--run-dir", tmp_path / "file/run")
+    assert exit.value.code == 2
+    assert "file/run: cannot be written: Not a directory" in capsys.readouterr().err
 
 
 def test_a_file_system_without_locks_is_no_obstacle(log_file, tmp_path, monkeypatch) -> None:
@@ -98,11 +111,11 @@ def test_a_wrong_device_is_said_before_minutes_of_reading(tmp_path, monkeypatch,
 @pytest.mark.parametrize(("patience", "said"), [(0.0, True), (60.0, False)])
 def test_long_reading_is_said(tmp_path, monkeypatch, capsys, patience, said) -> None:
     monkeypatch.setattr(checkpoint, "_LONG", patience)
-    before = threading.active_count()
 
     def load(dataset, **settings):
-        while said and threading.active_count() > before:
-            pass
+        for thread in threading.enumerate():
+            if said and isinstance(thread, threading.Timer):
+                thread.join(timeout=60)
         raise DataError("broken")
 
     monkeypatch.setattr(checkpoint, "load", load)

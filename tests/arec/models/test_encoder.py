@@ -207,3 +207,11 @@ def test_dropout_after_the_embeddings_and_after_both_parts_of_a_block() -> None:
     encoder(torch.tensor([[1, 2, 3]]), torch.tensor([3]))
     first, second = (block.dropout for block in encoder.blocks)
     assert dropped == [encoder.dropout, first, first, second, second]
+
+
+def test_the_whole_table_is_no_part_of_itself() -> None:
+    """Whose gradient would be one more table."""
+    encoder = Encoder(5, hidden_size=4)
+    assert encoder.item_table is encoder.items.weight
+    masked = Encoder(5, hidden_size=4, with_mask=True)
+    assert torch.equal(masked.item_table, masked.items.weight[:6])
