@@ -76,8 +76,8 @@ def table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
                 cells.append(mean_and_deviation(values, 3) if len(values) else "")
         rows.append(cells)
     lines = markdown_table(["built-in data", *columns.values()], rows)
-    lines += ["", f"{over_seeds(seeds).capitalize()}, default settings otherwise; “over no contrast”: of "
-              "the difference to that run of the same seed."]  # fmt: skip
+    legend = f"{over_seeds(seeds).capitalize()}, default settings otherwise; “over no contrast”: of "
+    lines += ["", f"{legend}the difference to that run of the same seed."]
     return "\n".join(lines)
 
 
