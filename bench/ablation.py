@@ -84,14 +84,19 @@ def table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, default=3)
-    seeds = range(parser.parse_args().seeds)
-    results = {
-        name: summary([metrics_of(name, settings, seed) for seed in seeds])
-        for name, settings in VARIANTS.items()
-    }
-    record = {"machine": machine(), "commit": commit(), "seeds": len(seeds), "results": results}
-    (RESULTS / "ablation.json").write_text(json.dumps(record, indent=1) + "\n")
-    (RESULTS / "ablation.md").write_text(table(results, len(seeds)) + "\n")
+    parser.add_argument("--table", action="store_true", help="only ablation.md, from ablation.json")
+    arguments = parser.parse_args()
+    path = RESULTS / "ablation.json"
+    if not arguments.table:
+        seeds = range(arguments.seeds)
+        results = {
+            name: summary([metrics_of(name, settings, seed) for seed in seeds])
+            for name, settings in VARIANTS.items()
+        }
+        record = {"machine": machine(), "commit": commit(), "seeds": len(seeds), "results": results}
+        path.write_text(json.dumps(record, indent=1) + "\n")
+    record = json.loads(path.read_text())
+    path.with_suffix(".md").write_text(table(record["results"], record["seeds"]) + "\n")
 
 
 if __name__ == "__main__":
