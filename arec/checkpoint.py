@@ -31,8 +31,6 @@ from arec.ranking import SAMPLED, draw_candidates
 CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES = (
     "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl", "candidates.npz"
 )  # fmt: skip
-
-
 _LONG = 5.0  # seconds without a word
 
 
@@ -205,7 +203,7 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
     """
     path = run / CANDIDATES
     if not path.is_file():
-        # Not compressed, which saves a third and takes a hundred times as long.
+        # Not compressed, which would take far longer than to write what it saves.
         drawn = draw_candidates(split, "test", seed)
         write_atomically(path, lambda file: np.savez(file, **drawn))
         del drawn

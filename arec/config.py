@@ -330,10 +330,6 @@ def _contrasts(config: Config) -> bool:
     return config.method in _CONTRASTIVE
 
 
-def _adapts(config: Config) -> bool:
-    return config.adaptive
-
-
 def _learns_thresholds(config: Config) -> bool:
     return config.adaptive and config.simthres == "learnable"
 
@@ -350,7 +346,9 @@ _USED: dict[str, Callable[[Config], bool]] = {
         ("crop_ratio", "mask_ratio", "reorder_ratio"), lambda config: config.views == "cl4srec"
     ),
     "similarity": lambda config: _contrasts(config) and not config.adaptive,
-    **dict.fromkeys(("simthres", "positives", "denominator", "quantile"), _adapts),
+    **dict.fromkeys(
+        ("simthres", "positives", "denominator", "quantile"), lambda config: config.adaptive
+    ),
     **dict.fromkeys(
         ("partner_weight", "weighting"), lambda config: config.adaptive and config.positives
     ),

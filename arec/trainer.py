@@ -152,7 +152,7 @@ class Trainer:
         self.objective = build_objective(config, split.sequences.num_items).to(self.device)
         self.batches = training_batches(config, split, shares=processes)
         self.valid_split = split.ranking_at_most(config.validation_users, config.seed)
-        # Fused goes through the item table once a step, not ten times.
+        # Fused goes through the item table once a step, not once for each of its operations.
         self.optimizer = torch.optim.AdamW(
             self.objective.parameters(),
             lr=config.learning_rate,

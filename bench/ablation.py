@@ -64,17 +64,15 @@ def table(results: dict[str, dict[str, list[float]]], seeds: int) -> str:
     base = results["no contrast"]
     rows = []
     for name, figures in results.items():
-        cells = [name]
-        for column in columns:
-            kind, _, ranking = column.partition(" ")
-            key = f"NDCG@10 {ranking}" if kind == "gain" else column
-            values = np.array(figures.get(key, []), dtype=float)  # None becomes NaN
-            if kind == "gain":
-                gain = mean_and_deviation(values - base[key], 4)
-                cells.append("" if figures is base else gain if gain.startswith("-") else f"+{gain}")
-            else:
-                cells.append(mean_and_deviation(values, 3) if len(values) else "")
-        rows.append(cells)
+        cells = {
+            key: mean_and_deviation(np.array(values, dtype=float), 3)  # None becomes NaN
+            for key, values in figures.items()
+        }
+        for ranking in ("filtered", "unfiltered") if figures is not base else ():
+            gains = np.subtract(figures[f"NDCG@10 {ranking}"], base[f"NDCG@10 {ranking}"])
+            sign = "+" if gains.mean() >= 0 else ""
+            cells[f"gain {ranking}"] = sign + mean_and_deviation(gains)
+        rows.append([name, *(cells.get(column, "") for column in columns)])
     lines = markdown_table(["built-in data", *columns.values()], rows)
     legend = f"{over_seeds(seeds).capitalize()}, default settings otherwise; “over no contrast”: of "
     lines += ["", f"{legend}the difference to that run of the same seed."]

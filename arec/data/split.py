@@ -106,7 +106,7 @@ class LeaveOneOut:
         """(num_items + 1,) int64, how often each item occurs in the training part (padding: 0)."""
         items, lengths = self.sequences.items, self.sequences.lengths
         counts = np.bincount(items, minlength=self.sequences.num_items + 1)
-        for from_end in (1, 2):
+        for from_end in _TARGET_POSITION.values():
             held_out = self.train_lengths <= lengths - from_end
             ends = self.sequences.offsets[1:][held_out]
             counts -= np.bincount(items[ends - from_end], minlength=len(counts))
