@@ -167,8 +167,9 @@ def _is_new(folder: Path) -> bool:
     return True
 
 
-def _fit_and_rank(trainer: Trainer) -> str:
-    config, split, folder = trainer.config, trainer.split, trainer.run
+def _log_data(trainer: Trainer) -> None:
+    """What is trained on, and what of it surprises."""
+    config, split = trainer.config, trainer.split
     sequences = split.sequences
     sizes = (sequences.num_users, sequences.num_items, sequences.num_interactions)
     log.info("%s: %d users, %d items, %d interactions", sequences.name, *sizes)
@@ -201,6 +202,11 @@ def _fit_and_rank(trainer: Trainer) -> str:
             "kept",
             100 * repeated,
         )
+
+
+def _fit_and_rank(trainer: Trainer) -> str:
+    config, split, folder = trainer.config, trainer.split, trainer.run
+    _log_data(trainer)
     log.info(
         "%s: %d parameters, on %s in %s%s; run folder %s",
         config.method,
@@ -226,7 +232,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
     candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
     metrics = {
         "config": config.model_dump(mode="json"),
-        "data": fingerprint(sequences),
+        "data": fingerprint(split.sequences),
         "epochs": len(records),
         "best_epoch": trainer.best_epoch,
         "minutes": sum(record["seconds"] for record in records) / 60,
