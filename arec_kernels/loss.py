@@ -103,7 +103,8 @@ def adaptive_info_nce(
     Raises:
         ValueError: an argument is not as described.
         RuntimeError: `backend` cannot run here; or a second derivative, one of torch.func or one in
-            forward mode through a compiled backend ("reference" has them).
+            forward mode through a compiled backend ("reference" has them); or `threshold` or `groups`
+            were made in `torch.inference_mode()` and a gradient is wanted (`clone()` them).
 
     torch.compile compiles anew for each value of `temperature`, `partner_weight` and `threshold_grad`:
     keep a schedule of them out of the compiled region. torch.export keeps the gradient of "reference"

@@ -25,6 +25,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -254,10 +255,9 @@ class InfoNCE(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             threshold_grad = 0.0
         # Grad mode is on here only under create_graph=True.
-        backward = InfoNCEBackward.apply if torch.is_grad_enabled() else _backward
-        grad_z, grad_threshold = backward(
-            backend, grad_loss, *ctx.saved_tensors, *options, threshold_grad
-        )
+        op = OPS["backward"][backend]
+        backward = partial(InfoNCEBackward.apply, op) if torch.is_grad_enabled() else op
+        grad_z, grad_threshold = backward(grad_loss, *ctx.saved_tensors, *options, threshold_grad)
         return grad_z, grad_threshold if threshold_grad else None, None, None, None, None, None
 
 
@@ -265,15 +265,11 @@ class InfoNCEBackward(torch.autograd.Function):
     """The backward op as a node of the graph, which refuses to be differentiated again."""
 
     @staticmethod
-    def forward(ctx, backend, *args):
-        return _backward(backend, *args)
+    def forward(ctx, op, *args):
+        return op(*args)
 
     @staticmethod
     def backward(ctx, *_):
         raise RuntimeError(
             "adaptive_info_nce: the kernels have no second derivative; use backend='reference'"
         )
-
-
-def _backward(backend: str, *args) -> tuple[Tensor, Tensor]:
-    return OPS["backward"][backend](*args)

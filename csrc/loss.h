@@ -44,7 +44,8 @@ struct RowFactors {
   double log_denominator, partner_weight, partner_share;
   T denominator, positive, linear, center, exponential;
 
-  // Exactly zero where the denominator holds nothing but the partner.
+  // Where the denominator holds nothing but the partner, the exponential is exactly 1: without positives
+  // the difference is exactly zero.
   AREC_HOST_DEVICE T partner(T similarity, T inverse_temperature) const {
     const double logit = T(similarity * inverse_temperature);
     return T(partner_share * exp(logit - log_denominator) - partner_weight);
@@ -105,7 +106,7 @@ struct Loss {
     double log_d = sums.exponentials == 0 && logit == logit
                        ? logit
                        : log(sums.exponentials * exp(sums.shift - top) + exp(logit - top)) + top;
-    if (threshold != threshold) log_d = double(threshold);
+    if (threshold != threshold) log_d = nan("");  // as every NaN here one whose low bits are 0
     const int64_t m = sums.num_positives;
     const Weights w = weights(m);
     // Each weight times its own difference: exactly zero where there is no candidate.

@@ -244,7 +244,7 @@ def backward(
     n, d = z.shape
     if reduction != "none":
         grad_loss = (grad_loss / n if reduction == "mean" else grad_loss).expand(n)
-    options = Options(temperature, positives, partner_weight, denominator, weighting)
+    options = Options(temperature, positives, partner_weight, weighting)
     z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)
     whole_rows = how.block_d == how.width

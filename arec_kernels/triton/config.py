@@ -130,7 +130,6 @@ class Options:
     temperature: float
     positives: bool
     partner_weight: float
-    denominator: str
     weighting: str
 
     def arguments(self) -> tuple[float, float, float, float]:

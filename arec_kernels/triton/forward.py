@@ -25,7 +25,7 @@ from arec_kernels.triton.normalize import normalize, row_weights
 from arec_kernels.triton.tile import (
     INFINITY,
     LEFT_OUT,
-    above_left_out,
+    at_least_lowest,
     candidates_only,
     count_bins,
     is_nan,
@@ -70,7 +70,7 @@ def forward_kernel(
     rows = first_row + tl.arange(0, ROWS)
     inside = rows < n
     given_threshold = tl.load(threshold_ptr + rows, mask=inside, other=INFINITY)
-    threshold = above_left_out(given_threshold)
+    threshold = at_least_lowest(given_threshold)
     row_groups = load_groups(groups_ptr, rows, n, -1) if GROUPED else rows
     row_block = load_block(unit_ptr, first_row, 0, WIDTH, ROWS, BLOCK_K)
 
@@ -177,7 +177,7 @@ def forward(
     Two launches, one more for a reduction, one for a histogram's zeros, and two above MAX_BLOCK_BINS.
     """
     n = z.shape[0]
-    options = Options(temperature, positives, partner_weight, denominator, weighting)
+    options = Options(temperature, positives, partner_weight, weighting)
     z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)
     loss, positives_similarity = (

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from arec_kernels.triton.config import Options, Plan
 from arec_kernels.triton.launch import launch
-from arec_kernels.triton.tile import INFINITY, LOG2_E, above_left_out, round_mantissa
+from arec_kernels.triton.tile import INFINITY, LOG2_E, at_least_lowest, round_mantissa
 
 MIN_NORM = tl.constexpr(1e-12)
 
@@ -139,7 +139,7 @@ def normalize_kernel(
         tl.store(partner_ptr + rows, s, mask=rows < n)
     else:
         # The division cannot be contracted with the subtraction below, so that a row whose partner
-        # is all of its denominator gets probability 1 and gradient 0 exactly.
+        # is all of its denominator gets probability 1 exactly, and without positives gradient 0.
         logit = tl.math.div_rn(s, tl.full(s.shape, temperature, tl.float32))
         pull, shift, push, partner = row_coefficients(
             rows, logit, grad_loss_ptr, log_denominator_ptr, count_ptr, n, grad_loss_stride,
@@ -151,7 +151,7 @@ def normalize_kernel(
         )
         if not OWN_SHIFT:
             pull *= tl.exp2(scale - shift)
-        threshold = above_left_out(tl.load(threshold_ptr + rows, mask=rows < n, other=INFINITY))
+        threshold = at_least_lowest(tl.load(threshold_ptr + rows, mask=rows < n, other=INFINITY))
         out = coefficients_ptr + rows
         inside = rows < n_padded
         tl.store(out + THRESHOLD * n_padded, threshold, mask=inside)

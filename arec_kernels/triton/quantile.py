@@ -54,10 +54,10 @@ def quantile_kernel(
     rank = tl.floor(tl.load(q_ptr) * candidates.to(tl.float64)).to(tl.int32)
 
     # At most candidates - rank similarities are above `high` and more are above `low`.
-    low = tl.full((ROWS,), -0x40000001, tl.int32)  # the number -2
+    low = tl.full((ROWS,), -0x40000000, tl.int32)  # the number just above -2
     high = tl.full((ROWS,), 0x40000000, tl.int32)  # the number 2
     for step in range(32):
-        middle = (low & high) + ((low ^ high) >> 1)
+        middle = (low + high) >> 1
         pivot = number_at(middle)
         above = tl.zeros((ROWS,), tl.int32)
         for first_column in range(0, n, COLUMNS):

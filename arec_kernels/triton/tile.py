@@ -121,7 +121,7 @@ def candidates_only(
 
 
 @triton.jit
-def above_left_out(
+def at_least_lowest(
     threshold,
 ):
     """The threshold, or for -infinity one that LEFT_OUT is still below."""

@@ -13,8 +13,7 @@ constexpr bool kTriangles = V::kLanes % V::kRows == 0;
 // G_ij + G_ji (upstream gradients included) of the candidates of one tile, in place; else 0. `p` is a
 // copy, of which the compiler knows that no store to `s` changes it.
 template <class V, int option>
-__attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar> p,
-                                              const Tile<typename V::Scalar>& tile,
+__attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar> p, const Tile& tile,
                                               typename V::Scalar* s) {
   constexpr bool positives = option & kPositives, negatives_only = option & kNegativesOnly,
                  own_shift = option & kOwnShift, masked = option & kMasked;
@@ -57,8 +56,7 @@ inline T partner_gradient(const Backward<T>& p, int64_t i, T s) {
 
 // Straight-through gradient of the thresholds: sums of sigma' dl/dq over rows and columns.
 template <class V, int option>
-__attribute__((noinline)) void threshold_gradients(const Backward<typename V::Scalar>& p,
-                                                   const Tile<typename V::Scalar>& tile,
+__attribute__((noinline)) void threshold_gradients(const Backward<typename V::Scalar>& p, const Tile& tile,
                                                    const typename V::Scalar* s) {
   constexpr bool own_shift = option & kOwnShift;
   const auto& pairs = p.pairs;
@@ -126,7 +124,7 @@ void backward(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
   alignas(64) T s[kTile * kTile];
-  for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile& tile) {
     if (tile.next >= 0) {
       if constexpr (V::kPack == 1) prefetch(z.rows + tile.next * z.width, kTile * z.width);
       prefetch(p.gradient + tile.next * z.width, kTile * z.width);

@@ -14,7 +14,7 @@ struct Sums {
 // The sums of rows [row, row + 4) of a tile, whose similarities are `s` (at `at` of the counter's band);
 // those of its columns go on in `columns` (kTile / kLanes).
 template <class V, int option, class Counter>
-void add_sums(const Forward<typename V::Scalar>& p, const Tile<typename V::Scalar>& tile, int64_t row,
+void add_sums(const Forward<typename V::Scalar>& p, const Tile& tile, int64_t row,
               const typename V::Scalar* s, Sums<V>* columns, Counter& counter, int64_t at) {
   constexpr bool positives = option & kPositives, negatives_only = option & kNegativesOnly,
                  own_shift = option & kOwnShift, masked = option & kMasked;
@@ -69,7 +69,7 @@ void add_all_sums(const Forward<typename V::Scalar>& p, Rows rows, Rows columns,
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
   alignas(64) T s[V::kRows * kTile] = {};
-  for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile& tile) {
     Sums<V> column_sums[kTile / V::kLanes];
     for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {
       similarity_band<V>(z, tile, row, s, counter);
@@ -106,7 +106,7 @@ template <class V, bool negatives_only>
 void maximum(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
   using T = typename V::Scalar;
   alignas(64) T s[kTile * kTile];
-  for_each_tile<V>(p.pairs.z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(p.pairs.z, p.pairs.group, rows, columns, [&](const Tile& tile) {
     similarity_tile<V>(p.pairs.z, tile, s);
     for (int64_t r = 0; r < kTile; ++r) {
       const int64_t i = tile.row + r;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -19,8 +20,8 @@ using torch::headeronly::ScalarType;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// One allocation, cut into arrays that start on a cache line. A thread keeps the last one that is not
-// large: memory fresh from the system costs a page fault for every 4 KiB, a tenth of a call.
+// One allocation, cut into arrays that start on a cache line. A thread keeps the largest one so far, unless
+// it is very large: memory fresh from the system costs a page fault for every 4 KiB, a tenth of a call.
 class Workspace {
  public:
   Workspace() = default;
@@ -28,17 +29,20 @@ class Workspace {
   ~Workspace() {
     if (block_.size <= kKept && block_.size > spare().size) spare() = std::move(block_);
   }
+  // `array` is set by allocate(): copies of it must wait until then.
   template <class T>
   void want(T*& array, int64_t count) {
-    requests_.push_back({const_cast<void**>(reinterpret_cast<const void* const*>(&array)), size_});
+    requests_.push_back({&array, size_});
     size_ += (count * int64_t(sizeof(T)) + 63) / 64 * 64;
   }
   void allocate() {
     if (spare().size >= size_) block_ = std::exchange(spare(), {});
     else block_ = {std::unique_ptr<void, Free>(std::aligned_alloc(64, size_)), size_};
     STD_TORCH_CHECK(block_.memory != nullptr, "out of memory: a workspace of ", size_, " bytes");
-    for (auto& [array, offset] : requests_)
-      *array = static_cast<char*>(block_.memory.get()) + offset;
+    for (const auto& [array, offset] : requests_) {
+      void* const at = static_cast<char*>(block_.memory.get()) + offset;
+      std::memcpy(array, &at, sizeof at);
+    }
   }
 
  private:
@@ -55,12 +59,14 @@ class Workspace {
     return block;
   }
   Block block_;
-  std::vector<std::pair<void**, int64_t>> requests_;
+  std::vector<std::pair<void*, int64_t>> requests_;
   int64_t size_ = 0;
 };
 
 template <class T>
-constexpr ScalarType kScalarType = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+constexpr ScalarType kScalarType = std::is_same_v<T, double>    ? ScalarType::Double
+                                   : std::is_same_v<T, int64_t> ? ScalarType::Long
+                                                                : ScalarType::Float;
 
 inline Element element_of(const Tensor& z) {
   switch (z.scalar_type()) {
@@ -84,8 +90,8 @@ auto with_type(const Tensor& z, F f) {
 template <class T>
 class RowValues {
  public:
-  RowValues(const char* name, const Tensor& x, int64_t n, ScalarType type = kScalarType<T>) {
-    STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == n && x.scalar_type() == type, name,
+  RowValues(const char* name, const Tensor& x, int64_t n) {
+    STD_TORCH_CHECK(x.dim() == 1 && x.size(0) == n && x.scalar_type() == kScalarType<T>, name,
                     ": expected one value a row, of the op's type");
     data_ = static_cast<const T*>(x.const_data_ptr());
     stride_ = x.stride(0);
@@ -112,9 +118,10 @@ struct Input {
   Workspace memory;
   Embeddings<T> rows{};
   T* group = nullptr;
+  std::optional<Tensor> group_ids;
 
-  Input(const Tensor& input, bool partners)
-      : z(input.is_contiguous() ? input : torch::stable::contiguous(input)) {
+  Input(const Tensor& input, bool partners, const std::optional<Tensor>& groups)
+      : z(input.is_contiguous() ? input : torch::stable::contiguous(input)), group_ids(groups) {
     const Element element = element_of(z);
     if constexpr (std::is_same_v<T, double>) kernels = &kernels_double;
     else kernels = &instruction_set(element == Element::kBFloat16).kernels;
@@ -134,19 +141,12 @@ struct Input {
     memory.want(rows.rows, rows.padded_n * rows.width / pack);
     memory.want(rows.panels, rows.padded_n * rows.depth);
     memory.want(rows.inverse_norm, rows.padded_n);
-  }
-
-  void want_gradient_operands() {
-    if (kernels->pack == 2) memory.want(rows.row_pairs, rows.padded_n / 2 * rows.width);
-  }
-
-  void want_groups(const std::optional<Tensor>& groups) {
     if (groups) memory.want(group, rows.padded_n);
   }
 
-  void allocate(const std::optional<Tensor>& groups) {
+  void allocate() {
     memory.allocate();
-    if (groups) number_groups(*groups);
+    if (group_ids) number_groups(*group_ids);
   }
 
   void normalise(Rows range) const { kernels->normalise(rows, range); }
@@ -154,7 +154,7 @@ struct Input {
  private:
   // Groups numbered from 0, which a float holds exactly; NaN, equal to nothing, for rows of none.
   void number_groups(const Tensor& groups) {
-    const RowValues<int64_t> ids("groups", groups, rows.n, ScalarType::Long);
+    const RowValues<int64_t> ids("groups", groups, rows.n);
     std::vector<int64_t> known;
     for (int64_t i = 0; i < rows.n; ++i)
       if (ids[i] >= 0) known.push_back(ids[i]);

@@ -13,14 +13,14 @@ namespace {
 template <class V, int option>
 void forward_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
   if constexpr (option == kMasked) __builtin_unreachable();
-  else if ((p.pairs.options & (kMasked - 1)) == option) forward<V, option>(p, rows, columns, counts);
+  else if (p.pairs.options == option) forward<V, option>(p, rows, columns, counts);
   else forward_if<V, option + 1>(p, rows, columns, counts);
 }
 
 template <class V, int option>
 void backward_if(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
   if constexpr (option == kMasked) __builtin_unreachable();
-  else if ((p.pairs.options & (kMasked - 1)) == option) backward<V, option>(p, rows, columns);
+  else if (p.pairs.options == option) backward<V, option>(p, rows, columns);
   else backward_if<V, option + 1>(p, rows, columns);
 }
 

@@ -16,7 +16,6 @@ enum Option : int {
   kNegativesOnly = 2,  // pairs above the threshold leave the denominator
   kOwnShift = 4,       // one shift a row in the exponent; else both triangles share one exponential
   kMasked = 8,         // some pairs of the tile are no candidates; set by the kernels for each tile
-  kOptions = 16,
 };
 
 enum class Element { kFloat32, kFloat64, kBFloat16, kFloat16 };
@@ -74,18 +73,18 @@ struct Forward {
 template <class T>
 struct Backward {
   Pairs<T> pairs;
-  const T* denominator;             // (padded_n)
-  const T* positive;                // (padded_n)
-  const double* partner_weight;     // (padded_n): of the partner's similarity ...
-  const double* partner_share;      // (padded_n): ... and of exp(s/tau - log D)
-  const double* log_denominator;    // (padded_n)
+  T* denominator;                   // (padded_n)
+  T* positive;                      // (padded_n)
+  double* partner_weight;           // (padded_n): of the partner's similarity ...
+  double* partner_share;            // (padded_n): ... and of exp(s/tau - log D)
+  double* log_denominator;          // (padded_n)
   T inverse_temperature;
   T* gradient;                      // (padded_n, width): of the unit rows
   void* grad_z;                     // (n, dim), elements of type `element`
   // Straight-through gradient of the threshold:
   // sum of sigma' * (linear * (s - center) + exponential * e) over the candidates.
   double* grad_threshold;           // (padded_n), or null
-  const T *linear, *center, *exponential;
+  T *linear, *center, *exponential;
   T inverse_width;                  // log2(e) / h
 };
 
@@ -93,7 +92,7 @@ template <class T>
 struct Kernels {
   int pack;        // numbers in a lane of packed rows
   int depth_step;  // products take this many lanes of a row at a time
-  int group;       // rows that row_similarities computes at a time
+  int band;        // rows that row_similarities computes at a time
   void (*normalise)(const Embeddings<T>&, Rows);
   void (*maximum)(const Forward<T>&, Rows, Rows);
   // counts: (bins + kNowhere) of the calling worker, or null
@@ -102,7 +101,7 @@ struct Kernels {
   void (*normalise_backward)(const Backward<T>&, Rows);
   void (*histogram)(const Forward<T>&, Rows, Rows, int64_t* counts);
   void (*uniformity)(const Pairs<T>&, Rows, Rows, double* sums);
-  // Similarities of rows [row, row + group) with all rows, into out (group, padded_n).
+  // Similarities of rows [row, row + band) with all rows, into out (band, padded_n).
   void (*row_similarities)(const Embeddings<T>&, int64_t row, T* out);
 };
 

@@ -94,14 +94,19 @@ Norm row_norm(const void* z, int64_t offset, int64_t dim) {
   return {__builtin_sqrt(total), scale};
 }
 
-// Whole tiles of rows.
+// What stands in lanes of packed rows, which are read as floats.
+typedef uint16_t Half __attribute__((may_alias));
+typedef uint32_t Pair __attribute__((may_alias));
+
+// Whole tiles of rows. In a row of NaN every one is that of __builtin_nan, whose low bits are 0: exp2 adds
+// them to the exponent.
 template <class V, class E, class T>
 void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
   constexpr int pack = V::kPack;
   const int64_t stride = z.width / pack;
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     T* const __restrict row = z.rows + i * stride;
-    uint16_t* const __restrict halves = (uint16_t*)row;
+    Half* const __restrict halves = (Half*)row;
     double factor = 0, scale = 1;
     z.inverse_norm[i] = 0;
     if (i < z.n) {
@@ -113,7 +118,7 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
       const void* const values = z.z;  // no store below can change it
       const int64_t offset = i * z.dim, dim = z.dim;
       for (int64_t d = 0; d < dim; ++d) {
-        const T unit = T(E::load(values, offset + d) * scale * factor);
+        const T unit = T(factor == factor ? E::load(values, offset + d) * scale * factor : factor);
         if constexpr (pack == 1) row[d] = E::round(unit);
         else halves[d] = BFloat16::narrow(unit);
       }
@@ -124,8 +129,8 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
     } else {
       for (int64_t d = from; d < z.width; ++d) halves[d] = 0;
       if (z.row_pairs && i % 2 == 1) {
-        const uint16_t *const even = halves - z.width, *const odd = halves;
-        uint32_t* const __restrict pairs = (uint32_t*)(z.row_pairs + i / 2 * z.width);
+        const Half *const even = halves - z.width, *const odd = halves;
+        Pair* const __restrict pairs = (Pair*)(z.row_pairs + i / 2 * z.width);
         for (int64_t d = 0; d < z.width; ++d) pairs[d] = even[d] | uint32_t(odd[d]) << 16;
       }
     }

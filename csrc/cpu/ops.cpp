@@ -12,9 +12,9 @@
 namespace arec::cpu {
 namespace {
 
-// Beyond it the backward pass takes one shift a row as well: e^{1/tau} / D_i is a factor of a row, and
-// the upstream gradient another: logarithm of the largest one. Only a row far from all its candidates has
-// a larger one.
+// The largest 1 / tau - log D_i of any row with which the backward pass lets all rows share a shift. With it
+// e^{1/tau} / D_i is a factor of the row, which times the upstream gradient must not overflow. Only a row far
+// from its partner and all candidates has a larger one.
 constexpr double kLargestShare = 40;
 
 // A contiguous tensor of at most two dimensions, without the dispatcher's way round, which is a
@@ -81,7 +81,7 @@ template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
     const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups, const Loss& loss,
     const Reduction& reduction, int64_t bins) {
-  Input<T> input(z, true);
+  Input<T> input(z, true, groups);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
   const RowValues<T> thresholds("threshold", threshold, n);
   T *k, *shift = nullptr;
@@ -94,8 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
     input.memory.want(p.maximum, padded_n);
     input.memory.want(shift, padded_n);
   }
-  input.want_groups(groups);
-  input.allocate(groups);
+  input.allocate();
   p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, options_of(loss));
 
   Tensor out_loss = new_empty({n}, kScalarType<T>);
@@ -160,43 +159,32 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
                                          const Tensor& log_denominator, const Tensor& num_positives,
                                          const Tensor& positives_similarity, Loss loss,
                                          const Reduction& reduction, double width) {
-  Input<T> input(z, true);
+  Input<T> input(z, true, groups);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
   const RowValues<T> upstream = reduction.none ? RowValues<T>("grad_loss", grad_loss, n)
                                                : RowValues<T>("grad_loss", grad_loss);
   const double weight = reduction.weight(n);
   const RowValues<T> thresholds("threshold", threshold, n),
       similarities("positives_similarity", positives_similarity, n);
-  const RowValues<double> logs("log_denominator", log_denominator, n, ScalarType::Double);
-  const RowValues<int64_t> counts("num_positives", num_positives, n, ScalarType::Long);
+  const RowValues<double> logs("log_denominator", log_denominator, n);
+  const RowValues<int64_t> counts("num_positives", num_positives, n);
   for (int64_t i = 0; i < n && !loss.own_shift; ++i)
     loss.own_shift = loss.inverse_temperature - logs[i] > kLargestShare;
-  T *k, *shift = nullptr, *denominator, *positive, *linear = nullptr, *center = nullptr,
-    *exponential = nullptr;
-  double *partner_weight, *partner_share, *log_d;
+  T *k, *shift = nullptr;
   Backward<T> p{};
-  for (T** values : {&k, &denominator, &positive}) input.memory.want(*values, padded_n);
-  for (double** values : {&partner_weight, &partner_share, &log_d})
+  for (T** values : {&k, &p.denominator, &p.positive}) input.memory.want(*values, padded_n);
+  for (double** values : {&p.partner_weight, &p.partner_share, &p.log_denominator})
     input.memory.want(*values, padded_n);
-  input.want_gradient_operands();
+  if (input.kernels->pack == 2) input.memory.want(input.rows.row_pairs, padded_n / 2 * input.rows.width);
   input.memory.want(p.gradient, padded_n * input.rows.width);
   if (loss.own_shift) input.memory.want(shift, padded_n);
   if (width > 0) {
     input.memory.want(p.grad_threshold, padded_n);
-    for (T** values : {&linear, &center, &exponential}) input.memory.want(*values, padded_n);
+    for (T** values : {&p.linear, &p.center, &p.exponential}) input.memory.want(*values, padded_n);
   }
-  input.want_groups(groups);
-  input.allocate(groups);
+  input.allocate();
   p.pairs = make_pairs(input, k, shift, loss.inverse_temperature, options_of(loss));
-  p.denominator = denominator;
-  p.positive = positive;
-  p.partner_weight = partner_weight;
-  p.partner_share = partner_share;
-  p.log_denominator = log_d;
   p.inverse_temperature = T(loss.inverse_temperature);
-  p.linear = linear;
-  p.center = center;
-  p.exponential = exponential;
   p.inverse_width = width > 0 ? T(kLog2E / width) : T(0);
 
   Tensor grad_z = new_empty({n, input.rows.dim}, z.scalar_type());
@@ -214,18 +202,18 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
       const auto f = row ? loss.factors<T>(weight * upstream[i], logs[i], counts[i], similarities[i],
                                            shared_shift, width)
                          : RowFactors<T>{};
-      k[i] = row ? thresholds[i] : 0;
-      log_d[i] = f.log_denominator;
+      k[i] = !row ? 0 : thresholds[i] == thresholds[i] ? thresholds[i] : T(kNaN);  // as in normalise.h
+      p.log_denominator[i] = f.log_denominator;
       if (shift) shift[i] = T(f.log_denominator * kLog2E);
-      denominator[i] = f.denominator;
-      positive[i] = f.positive;
-      partner_weight[i] = f.partner_weight;
-      partner_share[i] = f.partner_share;
+      p.denominator[i] = f.denominator;
+      p.positive[i] = f.positive;
+      p.partner_weight[i] = f.partner_weight;
+      p.partner_share[i] = f.partner_share;
       if (width > 0) {
         p.grad_threshold[i] = 0;
-        linear[i] = f.linear;
-        center[i] = f.center;
-        exponential[i] = f.exponential;
+        p.linear[i] = f.linear;
+        p.center[i] = f.center;
+        p.exponential[i] = f.exponential;
       }
     }
   };
@@ -243,11 +231,10 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
 
 template <class T>
 Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& groups) {
-  Input<T> input(z, true);
-  input.want_groups(groups);
-  input.allocate(groups);
+  Input<T> input(z, true, groups);
+  input.allocate();
   const auto& rows = input.rows;
-  const int64_t group = input.kernels->group;
+  const int64_t band = input.kernels->band;
   Tensor out = new_empty({rows.n}, kScalarType<T>);
   T* const quantiles = static_cast<T*>(out.mutable_data_ptr());
   parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
@@ -255,10 +242,10 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
     input.normalise({tiles * worker / workers * kTile, tiles * (worker + 1) / workers * kTile});
   });
   parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
-    std::vector<T> similarities(group * rows.padded_n), scratch(rows.n);
-    for (int64_t first = worker * group; first < rows.n; first += workers * group) {
+    std::vector<T> similarities(band * rows.padded_n), scratch(rows.n);
+    for (int64_t first = worker * band; first < rows.n; first += workers * band) {
       input.kernels->row_similarities(rows, first, similarities.data());
-      for (int64_t i = first; i < std::min(first + group, rows.n); ++i) {
+      for (int64_t i = first; i < std::min(first + band, rows.n); ++i) {
         T* const s = similarities.data() + (i - first) * rows.padded_n;
         const int64_t partner = i < rows.partner ? i + rows.partner : i - rows.partner;
         int64_t count = rows.n;  // of candidates; from the end, the others give way to the last one
@@ -310,9 +297,8 @@ Tensor histogram(const Tensor& z, const std::optional<Tensor>& groups, int64_t b
   STD_TORCH_CHECK(bins > 0, "bins: expected a number > 0, got ", bins);
   return with_type(z, [&](auto type) {
     using T = decltype(type);
-    Input<T> input(z, true);
-    input.want_groups(groups);
-    input.allocate(groups);
+    Input<T> input(z, true, groups);
+    input.allocate();
     Forward<T> p{};
     p.pairs = make_pairs<T>(input, nullptr, nullptr, 1, 0);
     Histogram counts(bins);
@@ -335,9 +321,9 @@ Tensor quantile(const Tensor& z, double q, const std::optional<Tensor>& groups) 
 Tensor uniformity(const Tensor& x) {
   return with_type(x, [&](auto type) {
     using T = decltype(type);
-    Input<T> input(x, false);
+    Input<T> input(x, false, std::nullopt);
     const int64_t n = input.rows.n;
-    input.allocate(std::nullopt);
+    input.allocate();
     const auto pairs = make_pairs<T>(input, nullptr, nullptr, 4, 0);  // -2 |x_i - x_j|^2 = 4 (s_ij - 1)
     std::vector<double> sums(input.rows.padded_n / kTile);
     for_each_block_pair(

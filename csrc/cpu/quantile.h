@@ -16,8 +16,8 @@ T halfway(T* values, int64_t n, double q, T* scratch) {
   if (r == 0) return -kInfinity;
   if (r == n) return kInfinity;
   if (const int64_t sample = n / kStride; sample >= 32) {
-    // Every 16th value brackets the two, four standard deviations wide; only what lies between is
-    // selected from. Where the bracket misses, all values are.
+    // Every 16th value brackets the two, with four standard deviations to either side; only what lies
+    // between is selected from. Where the bracket misses, all values are.
     for (int64_t k = 0; k < sample; ++k) scratch[k] = values[k * kStride];
     const int64_t margin = 1 + int64_t(4 * std::sqrt(q * (1 - q) * double(sample)));
     const int64_t at = r / kStride, lower = at - margin, upper = at + margin;

@@ -76,6 +76,7 @@ class RoundRobin {
     const int64_t odd = blocks_ % 2 ? 0 : round % 2, last = (blocks_ - odd) / 2;
     if (slot > last || j < 0 || j >= cut_) return {Task::kNothing};
     const int64_t x = slot % 2 ? last - slot / 2 : slot / 2;
+    // Half of the round: modulo an odd number of blocks slots_, (blocks_ + 1) / 2, is the inverse of 2.
     const int64_t centre = blocks_ % 2 ? round * slots_ % blocks_ : round / 2;
     const auto [first, second] =
         std::minmax({(centre - x + blocks_) % blocks_, (centre + odd + x) % blocks_});
@@ -138,7 +139,7 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
       return kRan;
     }
   };
-  parallel(most, [&](int64_t, int64_t) {
+  parallel(owners, [&](int64_t, int64_t) {
     const int64_t worker = arrived.fetch_add(1, std::memory_order_relaxed);
     for (int waits = 0;;) {
       Outcome outcome = run_next(worker, worker);

@@ -1,5 +1,5 @@
 // Vectors of one instruction set. A vector class `V` has
-//   Scalar, Reg, Mask, kLanes, and the static functions below; `+ - *` work on Reg, `& | ~` on Mask.
+//   Scalar, Reg, Mask, kLanes, and the static functions below; `+ - * / []` work on Reg, `& ~` on Mask.
 //   fused: a * b + c; multiply_add: the same, or the step of a product of pairs where kPack is 2.
 //   kPack: numbers a lane of a packed operand holds (1; 2 where a lane is a pair of bfloat16).
 //   kRows, kPanelVectors: the register tile of product.h, as many sums as keep the unit busy.

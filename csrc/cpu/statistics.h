@@ -75,7 +75,7 @@ void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, in
   const auto& z = p.pairs.z;
   alignas(64) T s[V::kRows * kTile] = {};
   BinCounter<V> counter(p.bins, counts);
-  for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile& tile) {
     for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {
       similarity_band<V>(z, tile, row, s, counter);
       counter.start_band();
@@ -99,7 +99,7 @@ template <class V>
 void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sums) {
   using T = typename V::Scalar;
   alignas(64) T s[kTile * kTile];
-  for_each_tile<V>(p.z, p.group, rows, columns, [&](const Tile<T>& tile) {
+  for_each_tile<V>(p.z, p.group, rows, columns, [&](const Tile& tile) {
     similarity_tile<V>(p.z, tile, s);
     for (int64_t r = 0; r < kTile; ++r) {
       const CandidateRow<V> candidates(p.z, p.group, tile, tile.row + r);

@@ -9,7 +9,6 @@ namespace {
 using namespace arec::cpu;
 
 // A square tile of similarities: rows [row, row + kTile), columns likewise, row <= column.
-template <class T>
 struct Tile {
   int64_t row, column;
   int64_t next;  // the next tile's column; -1: this is the last one of its pair of blocks
@@ -23,8 +22,8 @@ struct Tile {
 };
 
 template <class T>
-inline Tile<T> make_tile(const Embeddings<T>& z, const T* group, int64_t row, int64_t column,
-                         int64_t next) {
+inline Tile make_tile(const Embeddings<T>& z, const T* group, int64_t row, int64_t column,
+                      int64_t next) {
   const int64_t diagonal = column - row - z.partner;
   const bool partners = z.partner > 0 && -kTile < diagonal && diagonal < kTile;
   return {row, column, next, partners,
@@ -45,11 +44,16 @@ inline void for_each_tile(const Embeddings<T>& z, const T* group, Rows rows, Row
                   column + kTile < columns.end ? column + kTile : begin(row + kTile)));
 }
 
-// f(std::true_type or std::false_type): `masked` as a compile-time constant.
+template <bool b>
+struct Constant {
+  static constexpr bool value = b;
+};
+
+// f(Constant<true> or Constant<false>): `masked` as a compile-time constant.
 template <class F>
 inline void with_mask(bool masked, F f) {
-  if (masked) f(std::true_type{});
-  else f(std::false_type{});
+  if (masked) f(Constant<true>{});
+  else f(Constant<false>{});
 }
 
 // The candidates j of one row i among the columns of a tile, each unordered pair once.
@@ -59,7 +63,7 @@ struct CandidateRow {
   T first, end, partner, group;  // columns count from the tile's first
   const T* groups;               // of the columns; null where there are none
 
-  CandidateRow(const Embeddings<T>& z, const T* group_of_row, const Tile<T>& tile, int64_t i)
+  CandidateRow(const Embeddings<T>& z, const T* group_of_row, const Tile& tile, int64_t i)
       : first(T(i >= z.n ? kTile : tile.row == tile.column ? i - tile.row : -1)),
         end(T(z.n - tile.column < kTile ? z.n - tile.column : kTile)),
         partner(T(kTile)),
@@ -81,8 +85,7 @@ struct CandidateRow {
 // f(i, p(i), where their similarity is in `rows` rows of a tile) for the partners i < p(i) that meet
 // there, in rows [row, row + rows).
 template <class T, class F>
-inline void for_each_partner(const Embeddings<T>& z, const Tile<T>& tile, int64_t row, int64_t rows,
-                             F f) {
+inline void for_each_partner(const Embeddings<T>& z, const Tile& tile, int64_t row, int64_t rows, F f) {
   if (!tile.partners) return;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t i = row + r, c = i + z.partner - tile.column;
@@ -100,8 +103,7 @@ inline void prefetch(const T* p, int64_t size) {
 // Similarities of the tile's rows [row, row + V::kRows) into s (V::kRows, kTile), with work.next(steps)
 // beside each product; a share of the panels beyond the tile, which are mostly next, is fetched.
 template <class V, class Work>
-inline void similarity_band(const Embeddings<typename V::Scalar>& z,
-                            const Tile<typename V::Scalar>& tile, int64_t row,
+inline void similarity_band(const Embeddings<typename V::Scalar>& z, const Tile& tile, int64_t row,
                             typename V::Scalar* s, Work& work) {
   if (tile.next >= 0)
     prefetch(z.panels + (tile.next + row - tile.row) * z.depth, V::kRows * z.depth);
@@ -111,8 +113,8 @@ inline void similarity_band(const Embeddings<typename V::Scalar>& z,
 
 // The tile's similarities into s (kTile, kTile).
 template <class V>
-inline void similarity_tile(const Embeddings<typename V::Scalar>& z,
-                            const Tile<typename V::Scalar>& tile, typename V::Scalar* s) {
+inline void similarity_tile(const Embeddings<typename V::Scalar>& z, const Tile& tile,
+                            typename V::Scalar* s) {
   Nothing work;
   for (int64_t r = 0; r < kTile; r += V::kRows)
     similarity_band<V>(z, tile, tile.row + r, s + r * kTile, work);

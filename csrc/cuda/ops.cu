@@ -310,6 +310,7 @@ Tensor quantile(const Tensor& z, double q, const std::optional<Tensor>& groups) 
 
 }  // namespace arec::cuda
 
+// A macro around the macro, so that the key's own name is expanded before it becomes part of another.
 #define AREC_REGISTER(key, m) STABLE_TORCH_LIBRARY_IMPL(arec_kernels, key, m)
 AREC_REGISTER(AREC_DISPATCH_KEY, m) {
   m.impl("cuda_forward", TORCH_BOX(&arec::cuda::forward));

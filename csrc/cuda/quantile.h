@@ -34,22 +34,21 @@ __global__ void __launch_bounds__(kThreads) quantile_kernel(Quantile p) {
     candidates[block][half] = sum_over_row(candidates[block][half]);
     invalid[block][half] = sum_over_row(invalid[block][half]);
     rank[block][half] = int(floor(p.q * candidates[block][half]));
-    low[block][half] = -0x40000001;  // the number -2
+    low[block][half] = -0x40000000;  // the number just above -2
     high[block][half] = 0x40000000;  // the number 2
   });
 #pragma unroll 1
   for (int step = 0; step < 32; ++step) {
     float pivot[S::kBlocks][2];
     for_each_row<S>([&](int block, int half) {
-      const int a = low[block][half], b = high[block][half];
-      pivot[block][half] = number_at((a & b) + ((a ^ b) >> 1));
+      pivot[block][half] = number_at((low[block][half] + high[block][half]) >> 1);
       above[block][half] = 0;
     });
     for_each_similarity([&](int block, int half, float x) { above[block][half] += x > pivot[block][half]; });
     for_each_row<S>([&](int block, int half) {
       int& a = low[block][half];
       int& b = high[block][half];
-      const int middle = (a & b) + ((a ^ b) >> 1);
+      const int middle = (a + b) >> 1;
       const bool enough = sum_over_row(above[block][half]) <= candidates[block][half] - rank[block][half];
       (enough ? b : a) = middle;
     });
