@@ -28,8 +28,9 @@ from arec.errors import DataNotFoundError, UserError
 from arec.objectives import Objective, build_objective
 from arec.ranking import SAMPLED, draw_candidates
 
-CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES = (
-    "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl", "candidates.npz"
+CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES, MESSAGES = RUN_FILES = (
+    "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl", "candidates.npz",
+    "train.log",
 )  # fmt: skip
 _LONG = 5.0  # seconds without a word
 
@@ -77,14 +78,14 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
-def read_config(run: Path) -> Config:
+def read_config(run: str | Path) -> Config:
     """The settings of a run.
 
     Raises:
         RunError: there is no run in the folder.
         ConfigError: its settings are not valid.
     """
-    path = run / CONFIG
+    path = Path(run) / CONFIG
     if not path.is_file():
         raise RunError(f"{run}: no run there ({CONFIG} is missing); expected a folder of arec.train")
     return Config.from_settings({}, path)
@@ -153,7 +154,8 @@ def fingerprint(sequences: Sequences) -> str:
 
 
 def located(config: Config) -> Config:
-    """The same settings with whole paths: a run is evaluated from any folder and any shell."""
+    """The same settings with whole paths, for a run is evaluated from any folder. What AREC_DATA_DIR names
+    becomes `data_dir`; without either, a later AREC_DATA_DIR counts."""
     dataset, data_dir = absolute(config.dataset, config.data_dir)
     return config.model_copy(update={"dataset": dataset, "data_dir": data_dir})
 
@@ -248,7 +250,7 @@ def restore_model(
 
 
 def load_run(run: str | Path) -> tuple[Config, LeaveOneOut, Objective]:
-    """Configuration, data and the chosen model of a finished run.
+    """Configuration, data and the chosen model of a run; of one that has not finished, the best so far.
 
     Raises:
         RunError: the folder holds no run or no checkpoint, or it does not fit the data.
@@ -258,6 +260,8 @@ def load_run(run: str | Path) -> tuple[Config, LeaveOneOut, Objective]:
     run = Path(run)
     config = parallel.from_main(lambda: read_config(run))
     state = parallel.from_main(lambda: load_state(run / BEST))
+    if parallel.is_main() and not (run / METRICS).exists():
+        print(f"{run}: training has not finished; its best epoch so far", file=sys.stderr)
     split = load_data(config, run)
     objective = build_objective(config, split.sequences.num_items)
     restore_model(objective, run / BEST, state, split.sequences)

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from arec.data import NAMES
@@ -28,6 +35,10 @@ _ADAPTIVE = ("adaptiverec",)  # of these, those with SimThres
 
 # Of a tensor, whose number of bytes has to stay countable.
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+def _text_of_path(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
 
 
 class ConfigError(UserError):
@@ -47,11 +58,11 @@ class Config(BaseModel):
     )
 
     # Data
-    dataset: str = Field(
+    dataset: Annotated[str, BeforeValidator(_text_of_path)] = Field(
         "builtin", description=f"{', '.join(NAMES)}, or the path of your own file"
     )
     data_dir: Path | None = Field(
-        None, description="folder that already holds the data set's file; else it is fetched"
+        None, description="folder that already holds the file of a named data set; else it is fetched"
     )
     user_column: str = Field("user", description="column of the user in a CSV, TSV or Parquet file")
     item_column: str = Field("item", description="column of the item in a CSV, TSV or Parquet file")
@@ -232,13 +243,13 @@ class Config(BaseModel):
     @property
     def masked_items(self) -> bool:
         """Whether the encoder is bidirectional, trained on masked items."""
-        masked = self.task == "masked-item" and _contrasts(self)
+        masked = self.task == "masked-item" and _compares_views(self)
         return self.method == "bert4rec" or masked
 
     @property
     def contrastive(self) -> bool:
         """Whether training compares views."""
-        return _contrasts(self) and self.lambda_cl > 0
+        return _compares_views(self) and self.lambda_cl > 0
 
     @property
     def adaptive(self) -> bool:
@@ -326,36 +337,39 @@ class Config(BaseModel):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def _contrasts(config: Config) -> bool:
+def _compares_views(config: Config) -> bool:
     return config.method in _CONTRASTIVE
 
 
+def _thresholds(config: Config) -> bool:
+    return config.adaptive and config.contrastive
+
+
 def _learns_thresholds(config: Config) -> bool:
-    return config.adaptive and config.simthres == "learnable"
+    return _thresholds(config) and config.simthres == "learnable"
 
 
 # Which runs use a setting, where not all do.
 _USED: dict[str, Callable[[Config], bool]] = {
+    "data_dir": lambda config: config.data_dir is None or config.dataset in NAMES[1:],
     **dict.fromkeys(("mask_rate", "last_mask_rate"), lambda config: config.masked_items),
     "random_windows": lambda config: config.rows == "all-positions",
+    **dict.fromkeys(("task", "views", "lambda_cl"), _compares_views),
+    **dict.fromkeys(("temperature", "same_target_negatives"), lambda config: config.contrastive),
+    "anchors": lambda config: config.contrastive and config.rows == "all-positions",
     **dict.fromkeys(
-        ("task", "views", "lambda_cl", "temperature", "same_target_negatives"), _contrasts
+        ("crop_ratio", "mask_ratio", "reorder_ratio"),
+        lambda config: config.contrastive and config.views == "cl4srec",
     ),
-    "anchors": lambda config: _contrasts(config) and config.rows == "all-positions",
+    "similarity": lambda config: config.contrastive and not config.adaptive,
+    **dict.fromkeys(("simthres", "positives", "denominator", "quantile"), _thresholds),
     **dict.fromkeys(
-        ("crop_ratio", "mask_ratio", "reorder_ratio"), lambda config: config.views == "cl4srec"
-    ),
-    "similarity": lambda config: _contrasts(config) and not config.adaptive,
-    **dict.fromkeys(
-        ("simthres", "positives", "denominator", "quantile"), lambda config: config.adaptive
-    ),
-    **dict.fromkeys(
-        ("partner_weight", "weighting"), lambda config: config.adaptive and config.positives
+        ("partner_weight", "weighting"), lambda config: _thresholds(config) and config.positives
     ),
     **dict.fromkeys(
         ("threshold_network", "threshold_grad", "regularise_encoder"), _learns_thresholds
     ),
-    "regulariser": lambda config: config.adaptive and config.simthres != "row",
+    "regulariser": lambda config: _thresholds(config) and config.simthres != "row",
     "lambda_reg": lambda config: _learns_thresholds(config) and config.regulariser == "paper",
 }
 

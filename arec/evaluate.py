@@ -6,20 +6,20 @@ computed, or the significance of a difference between two runs on the same data:
     import polars as pl
     from scipy.stats import wilcoxon
 
-    a, b = (pl.read_csv(file) for file in ("a.csv", "b.csv"))
+    a, b = (pl.read_csv(file, schema_overrides={"user": pl.String}) for file in ("a.csv", "b.csv"))
+    assert a["user"].equals(b["user"])
     ndcg = [(1 / (ranks["filtered"] + 1).log(2)) * (ranks["filtered"] <= 10) for ranks in (a, b)]
     print(wilcoxon(*ndcg))
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import polars as pl
 
 from arec import parallel
-from arec.checkpoint import METRICS, load_run, sampled_candidates, write_text
+from arec.checkpoint import RUN_FILES, RunError, load_run, sampled_candidates, write_text
 from arec.cli import Parser, run
 from arec.data.split import LeaveOneOut
 from arec.objectives import Objective
@@ -28,7 +28,7 @@ from arec.results import final_metrics, format_results
 from arec.trainer import pick_device, score_batches
 
 
-def evaluate_run(folder: Path, ranks: Path | None = None) -> str:
+def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> str:
     """The table of results, from the checkpoint of the best epoch.
 
     Args:
@@ -36,14 +36,15 @@ def evaluate_run(folder: Path, ranks: Path | None = None) -> str:
 
     Raises:
         RunError, ConfigError, DataError: see :func:`arec.checkpoint.load_run`; RunError also: `ranks`
-            cannot be written.
+            cannot be written, or is a file of the run.
     """
+    folder, ranks = Path(folder), ranks and Path(ranks)
+    if ranks and ranks.resolve() in [(folder / name).resolve() for name in RUN_FILES]:
+        raise RunError(f"{ranks}: is a file of the run; expected a new one for the ranks")
     config, split, objective = load_run(folder)
-    if parallel.is_main() and not (folder / METRICS).exists():
-        print(f"{folder}: training has not finished; its best epoch so far", file=sys.stderr)
     objective.to(pick_device(config.device))
     candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
-    if ranks is not None:
+    if ranks:
         table = user_ranks(objective, split, candidates)
         parallel.from_main(lambda: write_text(ranks, table.write_csv()))
     return format_results(final_metrics(objective, split, candidates), candidates)
@@ -55,13 +56,15 @@ def user_ranks(objective: Objective, split: LeaveOneOut, candidates: Candidates)
     Runs of one seed have the same sampled candidates on the same data, runs of two seeds others.
 
     Returns:
-        columns user (str, as in the data), filtered, unfiltered, popular-100 and random-100 (int).
+        columns user (str, as in the data), history (int, its items before the test item), filtered,
+        unfiltered, popular-100 and random-100 (int).
     """
     ranks, _ = rank_shared(
         split, "test", lambda part: score_batches(objective, part, "test"), candidates
     )
     user_ids = split.sequences.user_ids
-    return pl.DataFrame({"user": [user_ids[user] for user in split.eval_users], **ranks})
+    users = [user_ids[user] for user in split.eval_users]
+    return pl.DataFrame({"user": users, "history": split.history_lengths("test"), **ranks})
 
 
 def main() -> None:
@@ -71,7 +74,8 @@ def main() -> None:
         "--ranks",
         type=Path,
         metavar="FILE",
-        help="also write the rank of every user's test item in each ranking, as CSV",
+        help="also write the rank of every user's test item in each ranking, and the length of the "
+        "history, as CSV",
     )
     with parallel.joined():
         arguments = parallel.from_main(parser.parse_args)

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from arec.config import PLACES, Config
 
 _EPOCHS = LinearSegmentedColormap.from_list("epochs", ["#1a9850", "#e0a800", "#d73027"])
-_MARKERS = "osD^vPX*<>"
+_MARKERS = "osD^vPX*<>hp8dH1234+"
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Run:
         """Epochs that have logged ``key``, and what they have."""
         records = [record for record in self.log if key in record]
         return [record["epoch"] for record in records], [record[key] for record in records]
+
+    def settings(self, *but: str) -> str:
+        """Runs with the same text differ in the seed and these settings, if at all."""
+        return self.config.model_dump_json(exclude=PLACES | {"seed", *but})
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,7 @@ def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
     """Groups of runs that differ in ``setting`` and, if at all, in the seed and ``others``."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        same = run.config.model_dump_json(exclude=PLACES | {"seed", setting, *others})
-        groups.setdefault(same, []).append(run)
+        groups.setdefault(run.settings(setting, *others), []).append(run)
     for group in groups.values():
         group.sort(key=lambda run: getattr(run.config, setting))
     return [
@@ -101,10 +104,21 @@ def _legend(figure: Figure, handles: Sequence[Any] | None = None) -> None:
     """Under the plot, where it hides nothing."""
     if handles is None:
         handles = figure.axes[0].get_legend_handles_labels()[0]
+    character = 0.09  # inches
+    for handle in handles:
+        widest = int(figure.get_figwidth() / character) - 8
+        handle.set_label(textwrap.fill(handle.get_label(), widest))
     # In two columns where they take less height and no more than the width.
-    inches = 0.09 * sum(sorted(len(handle.get_label()) + 8 for handle in handles)[-2:])
+    inches = character * sum(sorted(len(handle.get_label()) + 8 for handle in handles)[-2:])
     columns = 2 if len(handles) > 3 and inches < figure.get_figwidth() else 1
+    lines = sum(1 + handle.get_label().count("\n") for handle in handles) / columns
+    figure.set_figheight(figure.get_figheight() + 0.17 * max(0, lines - 4))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize="small")
+
+
+def _look(i: int) -> dict[str, Any]:
+    """Of the line of the i-th run: ten colours, then the same ones with another marker."""
+    return {"color": f"C{i % 10}", "marker": ".sD^vPX*"[i // 10 % 8], "markersize": 6 if i < 10 else 4}
 
 
 def _epoch_colours(figure: Figure, runs: Sequence[Run]) -> ScalarMappable:
@@ -137,15 +151,15 @@ def similarity(runs: Sequence[Run]) -> Figure:
 def validation(runs: Sequence[Run]) -> Figure:
     """What the checkpoint is chosen by, in both rankings."""
     figure, axes = _single(
-        "Validation over training",
+        "Validation over training; solid: filtered, dotted: unfiltered",
         "epoch",
-        "NDCG@10 among all items; solid: filtered, dotted: unfiltered",
+        "NDCG@10 among all items",
     )
     for i, run in enumerate(runs):
         epochs, figures = run.curve("valid")
         for protocol, style, label in (("filtered", "-", run.name), ("unfiltered", ":", None)):
             values = [each[protocol]["NDCG@10"] for each in figures]
-            axes.plot(epochs, values, style, color=f"C{i}", marker=".", label=label)
+            axes.plot(epochs, values, style, label=label, **_look(i))
     _whole_epochs(axes.xaxis)
     _legend(figure)
     return figure
@@ -156,9 +170,9 @@ def uniformity(runs: Sequence[Run]) -> Figure:
     figure, axes = _single(
         "Uniformity over training (Fig. 3)", "epoch", "−uniformity (nats), higher is better"
     )
-    for run in runs:
+    for i, run in enumerate(runs):
         epochs, values = run.curve("uniformity")
-        axes.plot(epochs, np.negative(values), marker=".", label=run.name)
+        axes.plot(epochs, np.negative(values), label=run.name, **_look(i))
     _whole_epochs(axes.xaxis)
     _legend(figure)
     return figure
@@ -203,14 +217,18 @@ def simthres(runs: Sequence[Run]) -> Figure:
 
 
 def _unregularised(run: Run) -> bool:
-    config = run.config
-    free = config.regulariser == "paper" and config.lambda_reg == 0
-    return free and config.threshold_grad is not None and config.simthres == "learnable"
+    return run.config.regulariser == "paper" and run.config.lambda_reg == 0
 
 
 def _collapse_runs(runs: Sequence[Run]) -> list[Run]:
-    groups = _sweeps(_logging("k_mean")(runs), "lambda_reg", "threshold_grad", "regulariser")
-    return [run for group in groups if any(map(_unregularised, group)) for run in group]
+    learning = [run for run in _logging("k_mean")(runs) if run.config.simthres == "learnable"]
+    groups = _sweeps(learning, "lambda_reg", "threshold_grad", "regulariser")
+    return [
+        run
+        for group in groups
+        if any(_unregularised(each) and each.config.threshold_grad is not None for each in group)
+        for run in group
+    ]
 
 
 def collapse(runs: Sequence[Run]) -> Figure:
@@ -220,12 +238,12 @@ def collapse(runs: Sequence[Run]) -> Figure:
         "epoch",
         "SimThres k, mean over rows (cosine similarity)",
     )
-    for run in runs:
+    for i, run in enumerate(runs):
         style, what = ("--", "without") if _unregularised(run) else ("-", "with")
         h = run.config.threshold_grad
         gradient = "no gradient to k" if h is None else f"gradient to k, h = {h}"
         label = f"{run.name} ({what}; {gradient})"
-        axes.plot(*run.curve("k_mean"), style, marker=".", label=label)
+        axes.plot(*run.curve("k_mean"), style, label=label, **_look(i))
     axes.set_ylim(-1.1, 1.1)
     _whole_epochs(axes.xaxis)
     _legend(figure)
@@ -263,9 +281,9 @@ def _quantile_runs(runs: Sequence[Run]) -> list[Run]:
 def quantile_sweep(runs: Sequence[Run]) -> Figure:
     """The choice of k_stat (Sec. 3.2.1)."""
     figure, axes = _single(
-        "Choice of the quantile of SimThres (Sec. 3.2.1)",
+        "Choice of the quantile of SimThres (Sec. 3.2.1); bars: deviation over seeds",
         "quantile: share of similarities below k̄",
-        "NDCG@10, whole ranking; bars: deviation over seeds",
+        "NDCG@10 among all items",
     )
     groups = _sweeps(runs, "quantile")
     for i, group in enumerate(groups):

@@ -262,10 +262,9 @@ def evaluate_scores(
     """
     ranks, lists = rank_shared(split, stage, scores, candidates, top=max(cutoffs))
     metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
+    targets, counts = split.targets(stage), split.train_counts()
     for protocol, items in lists.items():
-        metrics[protocol] |= metrics_from_lists(
-            items, split.targets(stage), split.train_counts(), cutoffs
-        )
+        metrics[protocol] |= metrics_from_lists(items, targets, counts, cutoffs)
     return metrics
 
 

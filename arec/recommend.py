@@ -48,7 +48,8 @@ def recommend(
     A history that is not in the run::
 
         number = {name: number for number, name in enumerate(sequences.item_ids, start=1)}
-        history = [number[name] for name in ("17", "4", "99")]
+        # The k-core may have dropped items; a history of none is refused.
+        history = [number[name] for name in ("17", "4", "99") if name in number]
         scores = score_histories(objective, [history])[0]
         scores[[0, *history]] = -torch.inf  # padding, and what the user has
         print([sequences.item_ids[item - 1] for item in scores.topk(10).indices])
@@ -63,10 +64,11 @@ def recommend(
     size = users_at_once(sequences.num_items, device.type)
     for start in range(0, len(users), size):
         batch = users[start : start + size]
-        lengths = sequences.lengths[batch]
-        history = gather_windows(sequences.items, sequences.offsets[batch + 1], lengths)
+        ends = sequences.offsets[batch + 1]
+        lengths = ends - sequences.offsets[batch]
+        history = gather_windows(sequences.items, ends, lengths)
         seen = np.minimum(lengths, objective.encoder.max_length)
-        inputs = gather_windows(sequences.items, sequences.offsets[batch + 1], seen)
+        inputs = gather_windows(sequences.items, ends, seen)
         scores = objective.score(inputs.to(device), torch.from_numpy(seen).to(device))
         best = top_items(scores, top, history.to(device))
         best_scores = scores.gather(1, best)

@@ -1,4 +1,4 @@
-"""``python -m arec.report RUN [RUN …]``: the figures of the paper, from the logs of runs."""
+"""``python -m arec.report RUN [RUN …]``: a table of runs, and the paper's figures from their logs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import Any
 from arec.checkpoint import LOG, METRICS, RunError, read_config, write_bytes
 from arec.cli import Parser, run
 from arec.figures import FIGURES, Plot, Run
+from arec.tables import markdown_table, mean_and_deviation, without_positives
+
+TABLE = "results.md"
 
 
 def read_run(folder: Path, name: str) -> Run:
@@ -64,23 +67,54 @@ def png(plot: Plot, runs: Sequence[Run]) -> bytes:
     return buffer.getvalue()
 
 
+def results_table(runs: Sequence[Run]) -> str:
+    """Test figures of finished runs, at least one; runs that differ in the seed alone are one row."""
+    groups: dict[str, list[Run]] = {}
+    for each in runs:
+        groups.setdefault(each.settings(), []).append(each)
+    columns = [
+        (metric, ranking) for metric in ("NDCG@10", "Recall@10") for ranking in ("filtered", "unfiltered")
+    ]
+    rows = []
+    for group in groups.values():
+        figures = (
+            mean_and_deviation([run.metrics["test"][ranking][metric] for run in group])
+            for metric, ranking in columns
+        )
+        named = ", ".join(run.name for run in group)
+        rows.append([named, Path(group[0].config.dataset).name, *figures])
+    head = ["test", "data", *(" ".join(column) for column in columns)]
+    protocol = (
+        "Ranking among all items; filtered: the rest of the user's own history is not ranked. Of runs that "
+        "differ in the seed alone mean ± standard deviation."
+    )
+    notes = [protocol, *without_positives(run.metrics for run in runs)]
+    lines = [*markdown_table(head, rows), "", *notes]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = Parser(
         "arec.report",
-        "Draw the figures that the logs of runs hold. A run is called by the name of its folder, "
-        "with those above it where two have the same.",
+        "Write a table of the test figures of runs, and draw the figures that their logs hold. A run is "
+        "called by the name of its folder, with those above it where two have the same.",
     )
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run of arec.train"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("figures"), metavar="DIR", help="where the PNG files go"
+        "--out", type=Path, default=Path("figures"), metavar="DIR", help="where the table and the PNG files go"
     )
     arguments = parser.parse_args()
     folders = list(dict.fromkeys(folder.resolve() for folder in arguments.runs))
     runs = [read_run(folder, name) for folder, name in zip(folders, names(folders))]
 
     files, lines = {}, []
+    if finished := [run for run in runs if run.metrics]:
+        files[arguments.out / TABLE] = results_table(finished).encode()
+        lines.append(f"wrote {arguments.out / TABLE} (test figures)")
+    if left_out := ", ".join(run.name for run in runs if not run.metrics):
+        lines.append(f"left out of {TABLE}: {left_out}: it takes finished runs")
     for file, plot in FIGURES.items():
         shown = plot.select(runs)
         if not shown:

@@ -29,7 +29,7 @@ from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import Config
 from arec.figures import FIGURES
 from arec.report import png, read_run
-from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown
+from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown, without_positives
 from arec.train import train
 
 FIGURES_OF = "figures"
@@ -145,12 +145,16 @@ def draw_figures(plan: Plan, seeds: Sequence[int], needed: FigureRuns) -> None:
         "",
         f"Runs with {describe(plan, needed)}; one seed, in the sweep of the quantile {len(seeds)}.",
     ]
+    metrics = {}
     for file, runs in needed.items():
         shown = FIGURES[file].select([read_run(run, run.name) for run, _ in runs])
+        metrics |= {each.name: each.metrics for each in shown}
         if shown:  # planted truth is in the built-in data only
             write_bytes(folder / file, png(FIGURES[file], shown))
             page += ["", f"![{FIGURES[file].title}]({file})"]
             print(f"wrote {folder / file} ({FIGURES[file].title})")
+    for line in without_positives(metrics.values()):
+        page += ["", line]
     write_text(folder / "README.md", "\n".join(page) + "\n")
     print(f"wrote {folder / 'README.md'} (all of them, and how their runs were set)")
 

@@ -15,7 +15,7 @@ import numpy as np
 # What others have published, whole ranking, leave-one-out, without timestamps.
 PUBLISHED = Path(__file__).with_name("published.json")
 
-# Of an epoch of AdaptiveRec, a row. With fewer in every epoch its loss was DuoRec's.
+# Of an epoch of AdaptiveRec, a row. With fewer in every epoch its loss was InfoNCE without positives.
 FEWEST_POSITIVES = 0.01
 
 _NAMES = {"cl4srec": "CL4SRec", "duorec": "DuoRec", "adaptiverec": "AdaptiveRec"}
@@ -141,19 +141,27 @@ def to_markdown(name: str, dataset: str, results: Results, settings: str) -> str
         "",
         f"{table.protocol} Improv.: AdaptiveRec over DuoRec. {settings}",
     ]
-    adaptive = [run for (method, _), runs in results.items() if method == "adaptiverec" for run in runs]
-    idle = sum(run.get("most_positives_per_row", 1) < FEWEST_POSITIVES for run in adaptive)
-    if idle:
-        lines.append(
-            f"In {idle} of {len(adaptive)} runs of AdaptiveRec no pair was above SimThres: their loss was "
-            "DuoRec's."
-        )
+    lines += without_positives(run for runs in results.values() for run in runs)
     if paper:
         notes = others["notes"][name].get(dataset, [])
         lines.append(" ".join([f"Paper: {others['source']}.", *notes]))
     if name == "table1":
         lines += ["", *_elsewhere(table, dataset, results, others["elsewhere"].get(dataset, []))]
     return "\n".join(lines) + "\n"
+
+
+def without_positives(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line on runs in which SimThres did nothing, where there are some.
+
+    Args:
+        runs: metrics.json of each.
+    """
+    most = [run["most_positives_per_row"] for run in runs if "most_positives_per_row" in run]
+    idle = [each for each in most if each < FEWEST_POSITIVES]
+    if not idle:
+        return []
+    which = f"In {len(idle)} of {len(most)} runs of AdaptiveRec that take pairs above SimThres for positives"
+    return [f"{which} there were at most {max(idle):.1g} a row in any epoch: their loss was InfoNCE without them."]
 
 
 def _elsewhere(
@@ -206,4 +214,5 @@ def _percents(figures: Mapping[str, float]) -> list[str]:
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    cells = ([cell.replace("|", r"\|") for cell in row] for row in (head, ["---"] * len(head), *rows))
+    return [f"| {' | '.join(row)} |" for row in cells]

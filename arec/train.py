@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from arec.checkpoint import (
     BEST,
     CONFIG,
     LAST,
+    MESSAGES,
     METRICS,
     RunError,
     fingerprint,
@@ -92,8 +94,12 @@ def train(config: Config, folder: str | Path) -> str:
     The library's way to a folder that `arec.evaluate`, `arec.recommend` and `arec.report` read. A sweep::
 
         for quantile in (0.7, 0.8, 0.9):
-            config = Config.from_settings({"quantile": quantile})
-            train(config, f"runs/quantile-{quantile}")
+            folder = Path(f"runs/quantile-{quantile}")
+            train(Config.from_settings({"quantile": quantile}), folder)
+            valid = json.loads((folder / "metrics.json").read_text())["valid"]
+            print(quantile, valid["filtered"]["NDCG@10"])  # to choose by
+
+    ``logging.getLogger("arec").setLevel(logging.WARNING)`` before it makes it quiet.
 
     Returns:
         The table of results; ``metrics.json`` in the folder has the figures, see
@@ -108,16 +114,17 @@ def train(config: Config, folder: str | Path) -> str:
         if parallel.is_main():
             print(f"{folder}: finished already; ranking again, training nothing", file=sys.stderr)
         return evaluate_run(folder)
-    with _alone_in(folder):
+    device = pick_device(config.device)  # to say what is wrong with it before minutes of reading
+    own_numbers = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with _alone_in(folder), own_numbers:
         # Without a state there is nothing to go on from but its settings.
         started = parallel.from_main((folder / LAST).exists)
         # Before anything is written: what cannot be loaded or built leaves nothing behind.
         new = parallel.from_main(lambda: _is_new(folder))
-        pick_device(config.device)  # to say what is wrong with it before minutes of reading
         trainer = Trainer(config, load_data(config, None if new else folder), folder, resume=started)
         if new:
             parallel.from_main(lambda: write_text(folder / CONFIG, config.to_toml()))
-        with _logging_to(folder / "train.log") as shown, logging_redirect_tqdm([shown]):
+        with _logging_to(folder / MESSAGES) as shown, logging_redirect_tqdm([shown]):
             if new and config.unused:
                 log.warning("without effect in this run: %s", ", ".join(config.unused))
             try:
@@ -129,22 +136,20 @@ def train(config: Config, folder: str | Path) -> str:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """No other process trains in the folder meanwhile; one that is made here goes if it stays empty."""
-    made, lock = parallel.from_main(lambda: _locked(folder))
+    """No other process trains in the folder meanwhile, which goes if it stays empty."""
+    lock = parallel.from_main(lambda: _locked(folder))
     try:
         yield
     finally:
         if parallel.is_main():
             os.close(lock)
-            if made:
-                with suppress(OSError):
-                    folder.rmdir()
+            with suppress(OSError):
+                folder.rmdir()
 
 
-def _locked(folder: Path) -> tuple[bool, int]:
-    """Whether the folder had to be made, and the descriptor that locks it until it is closed."""
+def _locked(folder: Path) -> int:
+    """The descriptor that locks the folder until it is closed."""
     try:
-        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
@@ -156,7 +161,7 @@ def _locked(folder: Path) -> tuple[bool, int]:
         raise RunError(f"{folder}: another process is training this run") from None
     except OSError:
         pass  # a file system without locks
-    return made, lock
+    return lock
 
 
 def _is_new(folder: Path) -> bool:
@@ -224,7 +229,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
         if most < FEWEST_POSITIVES:
             log.warning(
                 "SimThres stayed above the similarities, so no pair became a positive and the loss was "
-                "DuoRec's; train more steps (--epochs, another --batch-size), or take --simthres row, "
+                "InfoNCE without one; train more steps (--epochs, another --batch-size), or take --simthres row, "
                 "which needs none"
             )
     trainer.restore_best()
@@ -249,8 +254,18 @@ def _fit_and_rank(trainer: Trainer) -> str:
 
 
 def _default_folder(config: Config) -> Path:
+    """A new one, made at once: another training may start in the same second."""
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{Path(config.dataset).name}-{config.method}-{stamp}"
+    name = f"{Path(config.dataset).name}-{config.method}-{stamp}"
+    for number in count(1):
+        folder = Path("runs") / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be written: {error.strerror}") from None
+        return folder
 
 
 @contextmanager
@@ -265,7 +280,8 @@ def _logging_to(path: Path) -> Iterator[logging.Logger]:
         yield log
         log.disabled = False
         return
-    log.setLevel(logging.INFO)
+    if log.level == logging.NOTSET:
+        log.setLevel(logging.INFO)
     try:
         # A name of a file may hold bytes that are no text.
         to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")

@@ -168,6 +168,9 @@ class Trainer:
             state = parallel.from_main(lambda: load_state(run / LAST))
             with fitting(run / LAST):
                 self._restore(state)
+            # The run may have been killed before its best epoch became the checkpoint.
+            if self.records and self.best_epoch == len(self.records) and not self.step:
+                parallel.from_main(self._save_best)
 
     def _rate(self, step: int) -> float:
         """As a share of the peak: linear warm-up, then constant, or cosine decay to 0."""
@@ -213,8 +216,9 @@ class Trainer:
         self.records.append(record)
         if not self.best_epoch or self._validation(epoch) > self._validation(self.best_epoch):
             self.best_epoch = epoch
-            parallel.from_main(self._save_best)
         parallel.from_main(self._save_last)
+        if self.best_epoch == epoch:
+            parallel.from_main(self._save_best)
         log.info("%s", describe(record))
 
     def _train(self, epoch: int, bar: tqdm) -> dict[str, float]:
@@ -349,6 +353,7 @@ def describe(record: dict[str, Any]) -> str:
         parts.append(f"L_cl {record['L_cl']:.4f}")
     if "k_mean" in record:
         parts.append(f"k {record['k_mean']:.3f}±{record['k_std']:.3f}")
+    if "positives_per_row" in record:
         parts.append(f"positives/row {record['positives_per_row']:.1f}")
     valid = record["valid"]
     parts.append(

@@ -76,7 +76,7 @@ class TrainingBatches:
     gives the latest window or, with probability ``random_windows``, one that ends anywhere. With
     ``rows="prefix"`` an epoch visits every training position that has an item before it, the
     target of the window that ends there; windows are cut when a batch needs them, so that a row
-    costs one index. There the anchor is the last position; with "all-positions" and
+    costs some numbers. There the anchor is the last position; with "all-positions" and
     ``anchors="random"`` it is any position of the window, so that prefixes of all lengths are
     contrasted as in the published programs. An epoch's batches depend on ``seed`` and the epoch's
     number only, so a resumed run sees what an uninterrupted one would have seen.
@@ -146,7 +146,7 @@ class TrainingBatches:
         return self._batches(np.random.default_rng(self.seed), count)
 
     def _batches(self, rng: np.random.Generator, count: int) -> Iterator[Batch]:
-        users, ends = (rows[:count] for rows in self._shuffled_rows(rng))
+        users, ends = self._drawn_rows(rng, count)
         lengths = np.minimum(ends, self.max_length)
         targets = lengths if self.prefixes is None else np.ones_like(lengths)
         mean_targets = targets.sum() / math.ceil(len(users) / self.batch_size)
@@ -155,17 +155,19 @@ class TrainingBatches:
             weight = targets[rows].sum() / mean_targets
             yield self._batch(users[rows], ends[rows], lengths[rows], float(weight), rng)
 
-    def _shuffled_rows(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _drawn_rows(self, rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Users and, in their sequences, the positions of the targets: inputs end one before."""
+        rows = rng.permutation(len(self.users))
         if self.prefixes is not None:
-            rows = rng.permutation(len(self.users))
+            rows = rows[:count]
             users = self.users[rows]
             return users, self.prefixes[rows] - self.split.sequences.offsets[users]
-        users = rng.permutation(self.users)
+        users = self.users[rows]
         last = self.split.train_lengths[users] - 1
         earliest = np.minimum(last, self.max_length)
         anywhere = rng.integers(earliest, last + 1)
-        return users, np.where(rng.random(len(users)) < self.random_windows, anywhere, last)
+        ends = np.where(rng.random(len(users)) < self.random_windows, anywhere, last)
+        return users[:count], ends[:count]
 
     def _batch(
         self,

@@ -117,10 +117,10 @@ def read(path: Path, columns: Columns = Columns()) -> pl.DataFrame:
     return frame
 
 
-def has_named_columns(path: Path) -> bool:
-    """Whether it is a file of the formats that `Columns` is for."""
+def has_fixed_columns(path: Path) -> bool:
+    """Whether it is a file of the formats in which `Columns` has no say."""
     name = _with_small_endings(path.name).removesuffix(".gz")
-    return name.endswith((".csv", ".tsv", ".parquet")) and _dialect(name) is None
+    return name.endswith((".txt", ".zip", ".whl")) or _dialect(name) is not None
 
 
 def _with_small_endings(name: str) -> str:
@@ -239,6 +239,12 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
                 raise complain(line, values) from None
         if "utf-8" in str(error).lower():
             raise DataError(f"{where}: {_NOT_UTF_8}") from None
+        odd = (n for n, line in enumerate(data.split(b"\n"), 1) if line.count(b'"') % 2)
+        if dialect.quoted and (line := next(odd, 0)):
+            raise DataError(
+                f'{where}, line {line}: a quote that is not closed; a field with " in it is to be quoted, '
+                'and the " in it doubled'
+            ) from None
         raise DataError(f"{where}: cannot be parsed ({_summary(error)})") from None
 
     def column(name: str) -> pl.Series:
@@ -351,7 +357,7 @@ def _as_id(column: pl.Series) -> pl.Series:
 
 
 def _as_number(time: pl.Series) -> pl.Series:
-    """Numbers as they are, dates in microseconds, null where there is neither."""
+    """Numbers, or dates as numbers of one unit, null where there is neither."""
     if time.dtype == pl.String:
         text = time.str.strip_chars()
         # Whole numbers as such: a float would merge neighbouring nanoseconds, and those that are too
@@ -366,7 +372,12 @@ def _as_number(time: pl.Series) -> pl.Series:
         dates = _dates(text)
         return dates if dates.null_count() < numbers.null_count() else numbers
     if time.dtype in (pl.Date, pl.Datetime):
-        return time.cast(pl.Datetime("us")).to_physical()
+        time = time.to_physical()
+    if time.dtype.is_decimal():  # as databases keep whole numbers
+        whole = time.cast(pl.Int64, strict=False)
+        return whole if (whole == time).all() else time.cast(pl.Float64)
+    if time.dtype.is_integer():
+        return time.cast(pl.Int64, strict=False)
     return _finite(time) if time.dtype.is_numeric() else time.clear(len(time))
 
 

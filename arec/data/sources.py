@@ -9,7 +9,7 @@ from pathlib import Path
 
 from arec.data import builtin
 from arec.data.download import Remote, fetch
-from arec.data.formats import Columns, has_named_columns, read
+from arec.data.formats import Columns, has_fixed_columns, read
 from arec.data.interactions import Sequences
 from arec.data.prepare import prepare
 from arec.errors import DataError, DataNotFoundError, did_you_mean
@@ -85,7 +85,7 @@ def load(
         DataError: the data cannot be found, fetched, read or used; what, where and what to do.
     """
     columns = Columns(user_column, item_column, time_column)
-    if columns != Columns() and not has_named_columns(Path(dataset)):
+    if columns != Columns() and (dataset in NAMES or has_fixed_columns(Path(dataset))):
         raise DataError(
             f"{dataset}: expected no --user-column, --item-column or --time-column, which are for "
             "a CSV, TSV or Parquet file of your own (ratings_X.csv is a name of Amazon's, whose files "

@@ -83,11 +83,12 @@ class AdaptiveRec(ContrastiveObjective):
         logged = {
             "L_cl": learn,
             "N": k.new_tensor(float(len(z))),
-            "positives_per_row": stats.positives.float().mean(),
             # A statistical threshold may be infinite; the range is that of a learnable one.
             "k_mean": k.clamp(-1.05, 1.05).mean(),
             "k_std": k.clamp(-1.05, 1.05).std(correction=0),
         }
+        if config.positives:
+            logged["positives_per_row"] = stats.positives.float().mean()
         if config.simthres == "learnable":
             regularised = k if config.regularise_encoder else self.thresholds(z.detach())
             # NaN in the first epoch, when there is nothing to draw k to: no deviation, no gradient.

@@ -53,6 +53,21 @@ class Objective(nn.Module):
 
         Its products with ``encoder.item_table`` are the scores (BERT4Rec's have biases besides). Of a
         bidirectional encoder it is the state of a mask after the last item.
+
+        Example, all embeddings of a run::
+
+            import torch
+
+            from arec.checkpoint import load_run
+            from arec.data.batches import history_batches
+
+            config, split, objective = load_run("runs/mine")
+            items = objective.encoder.item_table[1:].detach().numpy()  # as in split.sequences.item_ids
+            with torch.no_grad():
+                for users, inputs, lengths in history_batches(
+                    split, "test", batch_size=256, max_length=config.max_length
+                ):
+                    sequences = objective.features(inputs, lengths).numpy()  # of these users
         """
         if not self.encoder.causal:
             inputs, lengths = append(inputs, lengths, self.encoder.mask_token)

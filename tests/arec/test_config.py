@@ -189,6 +189,12 @@ def test_settings_that_a_method_does_not_use(method: str, unused: list[str]) -> 
          ["lambda_reg", "regularise_encoder", "regulariser", "threshold_grad", "threshold_network"]),
         ({"simthres": "epoch", "regulariser": "released", "lambda_reg": 0.2}, ["lambda_reg"]),
         ({"regulariser": "released", "lambda_reg": 0.2, "threshold_grad": 0.1}, ["lambda_reg"]),
+        ({"lambda_cl": 0, "task": "masked-item", "temperature": 0.5, "quantile": 0.8, "lambda_reg": 0.1,
+          "positives": False, "regulariser": "released", "anchors": "last", "partner_weight": 0.2},
+         ["anchors", "lambda_reg", "partner_weight", "positives", "quantile", "regulariser", "temperature"]),
+        ({"dataset": "ml-1m", "data_dir": "data"}, []),
+        ({"dataset": "my.csv", "data_dir": "data"}, ["data_dir"]),
+        ({"dataset": "my.csv", "data_dir": None}, []),
     ],
 )  # fmt: skip
 def test_settings_that_others_leave_without_effect(settings: dict, unused: list[str]) -> None:

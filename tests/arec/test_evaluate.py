@@ -87,12 +87,20 @@ def test_ranks_of_users_are_those_of_the_metrics(log_file, tmp_path, monkeypatch
     ranks = pl.read_csv(file)
     assert ranks["user"].to_list() == sorted(f"user{user}" for user in range(90))
     metrics = json.loads((folder / "metrics.json").read_text())["test"]
-    assert ranks.columns == ["user", *metrics]
+    assert ranks.columns == ["user", "history", *metrics]
+    with gzip.open(log_file, "rt") as log:
+        lengths = {user: len(items) for user, *items in map(str.split, log)}
+    assert ranks["history"].to_list() == [lengths[user] - 1 for user in ranks["user"]]
     for protocol, figures in metrics.items():
         expected = metrics_from_ranks(ranks[protocol].to_numpy(), CUTOFFS)
         assert expected == {name: pytest.approx(figures[name]) for name in expected}
     assert not ranks["filtered"].equals(ranks["unfiltered"])
 
+    for own in ("metrics.json", "../run/config.toml"):
+        before = (folder / own).read_text()
+        with pytest.raises(checkpoint.RunError, match="is a file of the run"):
+            evaluate.evaluate_run(str(folder), str(folder / own))
+        assert (folder / own).read_text() == before
     file.unlink()
     file.mkdir()
     capsys.readouterr()

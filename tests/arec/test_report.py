@@ -38,7 +38,10 @@ def make(name: str, ndcg: float | None = 0.1, **settings) -> Run:
     config = Config(**settings)
     metrics = None
     if ndcg is not None:
-        figure = {protocol: {"NDCG@10": ndcg} for protocol in ("filtered", "unfiltered")}
+        figure = {
+            protocol: {"NDCG@10": ndcg * share, "Recall@10": 2 * ndcg * share}
+            for protocol, share in (("filtered", 1), ("unfiltered", 0.5))
+        }
         metrics = {"valid": figure, "test": figure}
     return Run(name, config, [record(epoch, config) for epoch in range(1, EPOCHS + 1)], metrics)
 
@@ -100,9 +103,12 @@ def test_draws_what_training_logs(tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "out"
     call(report, monkeypatch, *folders, "--out", out)
     expected = CONTRASTIVE | {"simthres.png"}
-    assert {path.name for path in out.glob("*")} == expected
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*"))
+    assert {path.name for path in out.glob("*")} == expected | {"results.md"}
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in out.glob("*.png"))
+    rows = (out / "results.md").read_text().splitlines()
+    assert [row.split(" | ")[:2] for row in rows[2:6]] == [[f"| {each.name}", "walks.txt"] for each in folders]
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(0) == f"wrote {out / 'results.md'} (test figures)"
     partly = [line for line in lines if line.startswith("left out of ")]
     assert partly[0] == (
         "left out of similarity.png: sasrec: it takes runs that log similarities (contrastive "
@@ -261,7 +267,12 @@ def test_alignment_stands_over_uniformity() -> None:
 
 
 def test_collapse_shows_k_and_dashes_it_without_the_regulariser() -> None:
-    axes = figures.collapse([make(name, **ALL[name]) for name in "ab"]).axes[0]
+    runs = [make(name, **ALL[name]) for name in "ab"]
+    runs += [make("f", lambda_reg=0.0), make("g", simthres="row", lambda_reg=0.0)]
+    shown = FIGURES["collapse.png"].select(runs)
+    assert [run.name for run in shown] == ["b", "f", "a"], "a statistical SimThres is never regularised"
+    axes = figures.collapse(shown).axes[0]
+    assert ["without" in line.get_label() for line in axes.get_lines()] == [True, True, False]
     for line in axes.get_lines():
         assert line.get_xydata() == pytest.approx(np.array([[1, 0.8], [2, 0.7], [3, 0.6]]))
         assert line.get_linestyle() == ("--" if "without" in line.get_label() else "-")
@@ -333,10 +344,44 @@ def test_a_folder_that_is_named_twice_is_one_run(tmp_path, monkeypatch) -> None:
     assert named == [folder]
 
 
-def test_a_run_is_drawn_before_it_has_finished(tmp_path) -> None:
+def test_a_run_is_drawn_before_it_has_finished(tmp_path, monkeypatch, capsys) -> None:
     folder = write(tmp_path / "run", make("run", ndcg=None))
     run = report.read_run(folder, "run")
     assert len(run.log) == 3 and run.metrics is None
+    call(report, monkeypatch, folder, "--out", tmp_path / "out")
+    assert (tmp_path / "out/validation.png").exists() and not (tmp_path / "out/results.md").exists()
+    assert "left out of results.md: run: it takes finished runs" in capsys.readouterr().out
+
+
+def test_runs_of_other_seeds_are_a_row_of_the_table() -> None:
+    runs = [
+        make("a|0", 0.1), make("b", 0.2, quantile=0.5, dataset="/data/log.csv"), make("a|1", 0.3, seed=1)
+    ]  # fmt: skip
+    runs[1].metrics["most_positives_per_row"] = 0.004
+    lines = report.results_table(runs).splitlines()
+    assert lines[0] == (
+        "| test | data | NDCG@10 filtered | NDCG@10 unfiltered | Recall@10 filtered | Recall@10 unfiltered |"
+    )
+    assert lines[2:4] == [
+        r"| a\|0, a\|1 | builtin | 0.2000 ± 0.1414 | 0.1000 ± 0.0707 | 0.4000 ± 0.2828 | 0.2000 ± 0.1414 |",
+        "| b | log.csv | 0.2000 | 0.1000 | 0.4000 | 0.2000 |",
+    ]
+    assert "In 1 of 1 runs of AdaptiveRec" in lines[-1] and "0.004 a row" in lines[-1]
+
+
+def test_many_runs_look_different_and_are_named_whole() -> None:
+    runs = [make(f"a-run-with-a-very-long-name-{'of-many-words-' * 8}{i}", seed=i) for i in range(24)]
+    for figure in (figures.validation(runs), figures.uniformity(runs)):
+        (legend,) = figure.legends
+        looks = {(each.get_color(), each.get_marker()) for each in legend.legend_handles}
+        assert len(looks) == len(runs)
+        figure.draw_without_rendering()
+        box, page = legend.get_window_extent(), figure.bbox
+        assert page.x0 <= box.x0 and box.x1 <= page.x1, "cut off"
+        plot = figure.axes[0].get_window_extent()
+        assert plot.height > 250, "squeezed by the legend"
+    markers = {each.get_marker() for each in figures.alignment_uniformity(runs[:20]).legends[0].legend_handles}
+    assert len(markers) == 20
 
 
 def test_the_released_regulariser_is_one() -> None:

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import threading
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -377,6 +378,42 @@ def test_what_is_odd_about_the_data_is_said(tmp_path, monkeypatch, capsys) -> No
 def test_the_default_folder_is_under_runs() -> None:
     folder = _default_folder(Config(dataset="/data/my.csv", method="sasrec"))
     assert folder.parent == Path("runs") and folder.name.startswith("my.csv-sasrec-2")
+
+
+def test_trainings_that_start_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    class Still(datetime):
+        @classmethod
+        def now(cls) -> datetime:
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(train, "datetime", Still)
+    for number in ("", "-2", "-3"):
+        folder = _default_folder(Config(method="sasrec"))
+        assert folder == Path(f"runs/builtin-sasrec-20260102-030405{number}") and folder.is_dir()
+    (tmp_path / "runs").rename(tmp_path / "old")
+    (tmp_path / "runs").touch()
+    with pytest.raises(SystemExit) as exit:
+        call(train, monkeypatch, "--method", "sasrec")
+    assert exit.value.code == 2 and "cannot be written: Not a directory" in capsys.readouterr().err
+
+
+def test_a_program_that_trains_keeps_its_random_numbers_and_its_log_level(
+    log_file, tmp_path, capsys
+) -> None:
+    config = Config(dataset=log_file, epochs=1, hidden_size=8, feed_forward=8)  # a path
+    torch.manual_seed(5)
+    logging.getLogger("arec").setLevel(logging.WARNING)
+    try:
+        train.train(config, tmp_path / "one")
+        train.train(config.model_copy(update={"seed": 1}), tmp_path / "two")
+    finally:
+        logging.getLogger("arec").setLevel(logging.NOTSET)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(3))
+    assert "ranking for" not in capsys.readouterr().err
 
 
 def test_one_epoch_with_positives_is_enough(log_file, tmp_path, monkeypatch, capsys) -> None:

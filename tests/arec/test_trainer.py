@@ -15,7 +15,7 @@ from tiny import config_of, histories
 from tqdm import tqdm
 
 import arec.trainer
-from arec import checkpoint, evaluate, train
+from arec import checkpoint, evaluate, recommend, train
 from arec.config import Config
 from arec.data.batches import TrainingBatches
 from arec.data.builtin import generate
@@ -72,8 +72,9 @@ def test_resumed_run_equals_an_uninterrupted_one(
     saved = re.findall(rf"^epoch +{last + 1} .* after 1 of 3 batches, saved$", messages, re.MULTILINE)
     assert len(saved) == batches
     if last:
-        call(evaluate, monkeypatch, tmp_path / "cut")
-        assert "training has not finished" in capsys.readouterr().err
+        for program, *options in ([evaluate], [recommend, "--top", 1]):
+            call(program, monkeypatch, tmp_path / "cut", *options)
+            assert "training has not finished" in capsys.readouterr().err
     call(train, monkeypatch, "--resume", tmp_path / "cut")
     call(evaluate, monkeypatch, tmp_path / "cut")
     assert "not finished" not in capsys.readouterr().err
@@ -380,6 +381,29 @@ def test_the_best_epoch_outlives_an_interruption(tmp_path, monkeypatch) -> None:
     trainer = Trainer(config_of(method="sasrec", epochs=3), histories(), tmp_path, resume=True)
     trainer.fit()
     assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == trainer.best_epoch == 1
+
+
+def test_a_best_epoch_that_was_not_yet_the_checkpoint_becomes_it(log_file, tmp_path, monkeypatch) -> None:
+    config = Config(dataset=str(log_file), method="sasrec", epochs=2, hidden_size=8, feed_forward=8)
+    split = checkpoint.load_data(config)
+    monkeypatch.setattr(Trainer, "_validation", lambda self, epoch: epoch)
+
+    def killed(self) -> None:
+        if len(self.records) == 2:
+            raise KeyboardInterrupt
+        save(self)
+
+    save = Trainer._save_best
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save_best", killed)
+        trainer = Trainer(config, split, tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+    resumed = Trainer(config, split, tmp_path, resume=True)
+    assert resumed.best_epoch == checkpoint.load_state(tmp_path / "checkpoint.pt")["epoch"] == 2
+    resumed.restore_best()
+    for name, weight in trainer.objective.state_dict().items():
+        torch.testing.assert_close(resumed.objective.state_dict()[name], weight, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from arec.data.formats import Columns, has_named_columns, read
+from arec.data.formats import Columns, has_fixed_columns, read
 from arec.errors import DataError
 
 LOG = [("u1", "a", 3), ("u2", "b", 1), ("u1", "c", 2)]
@@ -109,7 +109,7 @@ def test_an_ending_may_be_of_capitals(tmp_path, name, gz):
     path = tmp_path / f"{stem}.{ending.upper()}{gz}"
     path.write_bytes(gzip.compress(TEXTS[name].encode()) if gz else TEXTS[name].encode())
     assert read(path).select("user", "item", "time").rows() == LOG
-    assert has_named_columns(path) is (name != "log.inter")
+    assert has_fixed_columns(path) is (name == "log.inter")
 
 
 def test_no_time_column(tmp_path):
@@ -293,6 +293,33 @@ def test_text_in_another_encoding(tmp_path, name, message):
     path = tmp_path / name
     path.write_bytes(TEXTS.get(name, "u1 a b\n").encode() + b"\xff\xfe,\x80\t1\t1\t1\n")
     with pytest.raises(DataError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pl.Series([3, 1, 2]).cast(pl.Datetime("ns")),  # as pandas writes them, apart by less than a us
+        pl.Series([2**60 + 3, 2**60 + 1, 2**60 + 2], dtype=pl.Decimal(38, 0)),
+        pl.Series(["1.75", "-0.5", "0.25"]).cast(pl.Decimal(10, 2)),
+        pl.Series([3, 1, 2], dtype=pl.UInt8),
+    ],
+    ids=lambda times: str(times.dtype),
+)
+def test_times_of_parquet_are_numbers_in_order(tmp_path, times) -> None:
+    path = tmp_path / "log.parquet"
+    pl.DataFrame({"user": [1] * 3, "item": [1, 2, 3], "timestamp": times}).write_parquet(path)
+    assert read(path)["time"].to_numpy().argsort().tolist() == [1, 2, 0]
+    assert read(path)["time"].to_numpy().dtype != object
+
+
+@pytest.mark.parametrize(("name", "separator"), [("log.csv", ","), ("log.tsv", "\t")])
+def test_a_quote_that_is_not_closed_is_shown_with_its_line(tmp_path, name, separator) -> None:
+    rows = [("user", "item", "timestamp", "title"), *(("u", f"i{i}", str(i), "film") for i in range(9))]
+    rows[5] = ("u", "i5", "5", '24" screen')
+    path = tmp_path / name
+    path.write_text("".join(separator.join(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=f"{name}, line 6: a quote that is not closed"):
         read(path)
 
 

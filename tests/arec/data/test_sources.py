@@ -175,6 +175,13 @@ def test_columns_are_for_own_files_that_have_some(dataset, column):
         load(dataset, **{column: ""})
 
 
+@pytest.mark.parametrize(("name", "message"), [("log.jsonl", "unknown format"), ("a", "no such file")])
+def test_with_columns_too_a_file_that_cannot_be_read_is_said_first(tmp_path, name, message):
+    (tmp_path / "log.jsonl").write_text("{}")
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path / name), user_column="who")
+
+
 def test_unknown_name():
     with pytest.raises(DataError, match="ml-20m: no such file, and no data set of that name; there are"):
         load("/some/folder/ml-20m")  # as programs say it, which make paths whole

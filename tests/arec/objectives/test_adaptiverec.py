@@ -102,6 +102,8 @@ def test_total_loss_is_the_paper_s(build, adaptive, batch) -> None:
     torch.testing.assert_close(logged["L_cl"], learn.detach())
     torch.testing.assert_close(logged["L_reg"], regulariser.detach())
     assert 0 < logged["positives_per_row"] < 2 * B - 2
+    _, logged = adaptive(positives=False)(batch)
+    assert "positives_per_row" not in logged, "pairs above k are masked, which is not none"
 
 
 def test_released_regulariser_stands_outside_lambda_cl(build, adaptive, batch) -> None:
