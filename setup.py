@@ -9,12 +9,14 @@ and with AREC_CUDA=1 the installation fails where they cannot be built.
 
 from __future__ import annotations
 
+import ast
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 from setuptools import setup
@@ -33,7 +35,16 @@ WANT_CUDA = os.environ.get("AREC_CUDA")  # "0": never; "1": or fail; else where 
 CUDA_ARCHITECTURES = "8.0 9.0+PTX"  # where there is neither a list nor a card: newer ones compile the rest
 KERNELS = CPU / "kernels.cpp"
 CPU_EXTENSION = "arec_kernels._C"
-FLAGS = ["-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+# Which arguments the kernels take: Python uses no extension that was built for others.
+SCHEMAS = next(
+    ast.literal_eval(node.value)
+    for node in ast.parse(Path("arec_kernels/registration.py").read_text()).body
+    if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "SCHEMAS"
+)
+# Without debugging information, nine tenths of the file, and without the folder of the build in it.
+FLAGS = ["-O3", "-std=c++17", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}",
+         f"-DAREC_SCHEMAS={zlib.crc32(repr(SCHEMAS).encode()) >> 1}"]
+SMALL = ["-g0", f"-ffile-prefix-map={Path.cwd()}=."]
 HIDDEN = "-fvisibility=hidden"
 CUDA_FLAGS = [*FLAGS, "-DUSE_CUDA"]
 COMPILER = os.environ.get("CXX", "c++").split()
@@ -108,8 +119,8 @@ def cpu_extensions() -> list:
         CppExtension(
             CPU_EXTENSION,
             ["csrc/library.cpp", *(str(path) for path in sorted(CPU.glob("*.cpp")) if path != KERNELS)],
-            depends=headers(CPU),
-            extra_compile_args={"cxx": [*FLAGS, HIDDEN]},
+            depends=[*headers(CPU), str(KERNELS), "setup.py"],
+            extra_compile_args={"cxx": [*FLAGS, *SMALL, HIDDEN]},
             py_limited_api=True,
         )
     ]
@@ -145,8 +156,8 @@ def cuda_extensions() -> list:
             [str(path) for path in sorted(CUDA.glob("*.cu"))],
             include_dirs=[str(CUDA.resolve())],
             library_dirs=cuda_libraries(),
-            depends=headers(CUDA),
-            extra_compile_args={"cxx": [*CUDA_FLAGS, HIDDEN],
+            depends=[*headers(CUDA), "setup.py"],
+            extra_compile_args={"cxx": [*CUDA_FLAGS, *SMALL, HIDDEN],
                                 "nvcc": [*CUDA_FLAGS, "-Xcompiler", HIDDEN]},
             py_limited_api=True,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -94,6 +95,9 @@ def run(program: str, main: Callable[[], None]) -> None:
 
     # What a scheduler or container sends before it kills: Ctrl-C's way out, which says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Tables have characters such as ±, which can be told another way; ids of recommendations cannot.
+    if program != "arec.recommend" and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             main()

@@ -42,6 +42,7 @@ from arec.evaluate import evaluate_run
 from arec.results import final_metrics, format_results
 from arec.tables import FEWEST_POSITIVES
 from arec.trainer import Trainer, pick_device
+from arec_kernels.registration import EXTENSION_ERRORS
 
 log = logging.getLogger("arec")
 
@@ -221,6 +222,11 @@ def _fit_and_rank(trainer: Trainer) -> str:
         f", {parallel.count()} processes" if parallel.count() > 1 else "",
         folder,
     )
+    if config.contrastive and trainer.device.type == "cpu" and "cpp" in EXTENSION_ERRORS:
+        log.warning(
+            "the contrastive loss takes PyTorch's time and memory, for it has no compiled kernels: %s",
+            EXTENSION_ERRORS["cpp"],
+        )
     records = trainer.fit()
     positives = {}
     if config.adaptive and config.contrastive and config.positives:

@@ -88,6 +88,7 @@ def adaptive_info_nce(
         count = count + q.sum(dim=1)
 
     alpha = partner_weight
+    at_least_one = count.where(m > 0, 1.0)  # of a clamp the gradient at its bound differs by version
     if not positives:  # Eq. 8
         loss = log_d - logit_partner
         m = torch.zeros_like(m)
@@ -96,13 +97,13 @@ def adaptive_info_nce(
             (1 + count) * log_d
             - (logit_partner + logit_positives)
             - math.log(alpha)
-            - count * torch.log((1 - alpha) / count.clamp_min(1))
+            - count * torch.log((1 - alpha) / at_least_one)
         )
     else:  # Eq. 9, with the weights of the labels before the logarithm
         alone = 1.0 if weighting == "label" else alpha  # the partner's weight where M+ is empty
         w_partner = torch.full_like(log_d, alone).masked_fill(m > 0, alpha)
         w_total = torch.full_like(log_d, alone).masked_fill(m > 0, 1.0)
-        w_positive = (1 - alpha) / count.clamp_min(1)
+        w_positive = (1 - alpha) / at_least_one
         loss = w_total * log_d - (w_partner * logit_partner + w_positive * logit_positives)
 
     # A product and not a filled-in value, so that the gradient is NaN as well.

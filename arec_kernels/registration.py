@@ -24,6 +24,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
+import zlib
 from collections.abc import Callable
 from functools import partial
 
@@ -119,9 +121,14 @@ if importlib.util.find_spec("triton"):
 EXTENSION_ERRORS = {}
 for _backend, _extension in EXTENSIONS.items():
     try:
-        importlib.import_module(f"arec_kernels.{_extension}")
+        _module = importlib.import_module(f"arec_kernels.{_extension}")
     except ImportError as error:
         EXTENSION_ERRORS[_backend] = str(error)
+        continue
+    # With other arguments than the kernels' a call would crash. setup.py builds it in.
+    if getattr(_module, "SCHEMAS", None) != zlib.crc32(repr(SCHEMAS).encode()) >> 1:
+        EXTENSION_ERRORS[_backend] = "built from other sources; install the package again: pip install -e ."
+        warnings.warn(f"{_module.__file__}: {EXTENSION_ERRORS[_backend]}", stacklevel=2)
 
 OPS = {
     name: {
@@ -135,7 +142,8 @@ IMPLEMENTED = {
     (backend, device)
     for backend in BACKENDS
     for device in ("cpu", "cuda")
-    if torch._C._dispatch_has_kernel_for_dispatch_key(
+    if backend not in EXTENSION_ERRORS
+    and torch._C._dispatch_has_kernel_for_dispatch_key(
         f"arec_kernels::{backend}_forward", device.upper()
     )
 }
@@ -190,7 +198,7 @@ def _why_not(backend: str, z: Tensor) -> str:
             return f"it does not take tensors on {device}"
         if backend == "triton":
             return "Triton is not installed"
-        return f"the compiled extension is missing ({EXTENSION_ERRORS[backend]})"
+        return f"no compiled extension can be used ({EXTENSION_ERRORS[backend]})"
     if backend == "triton" and device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "Triton takes CPU tensors only under TRITON_INTERPRET=1"
     if backend != "cpp" and z.dtype is torch.float64:

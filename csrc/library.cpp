@@ -5,11 +5,13 @@
 #include "cpu/ops.h"
 
 // Importing arec_kernels._C loads this library, which runs the registrations below; to Python it is
-// an empty module.
+// a module that knows the schemas it was built for.
 PyMODINIT_FUNC PyInit__C() {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
                                nullptr,               nullptr, nullptr, nullptr};
-  return PyModule_Create(&module);
+  PyObject* const created = PyModule_Create(&module);
+  if (created) PyModule_AddIntConstant(created, "SCHEMAS", AREC_SCHEMAS);
+  return created;
 }
 
 // What only tests and benchmarks need; documented in cpu/ops.h.

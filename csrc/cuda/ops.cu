@@ -13,12 +13,14 @@
 
 #include "kernels.h"
 
-// Importing arec_kernels._C_cuda loads this library, which runs the registrations below; to Python it is an
-// empty module.
+// Importing arec_kernels._C_cuda loads this library, which runs the registrations below; to Python it is a
+// module that knows the schemas it was built for.
 PyMODINIT_FUNC PyInit__C_cuda() {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr,
                                nullptr,               nullptr,   nullptr, nullptr};
-  return PyModule_Create(&module);
+  PyObject* const created = PyModule_Create(&module);
+  if (created) PyModule_AddIntConstant(created, "SCHEMAS", AREC_SCHEMAS);
+  return created;
 }
 
 namespace arec::cuda {

@@ -126,6 +126,16 @@ def test_what_the_system_refuses_is_one_line(error: Exception, message: str, cap
     assert shown.count("\n") == 1
 
 
+@pytest.mark.parametrize(("program", "code"), [("arec.evaluate", 0), ("arec.recommend", 2)])
+def test_a_terminal_of_ascii_gets_tables_in_it_but_no_changed_ids(program: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"from arec.cli import run\nrun({program!r}, lambda: print('0.1 ± 0.2'))"],
+        check=False, capture_output=True, text=True, cwd=Path(train.__file__).parents[1],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (code, "" if code else "0.1 \\xb1 0.2\n")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_under_the_output_is_one_line() -> None:
     program = "from arec.cli import run\nrun('arec.evaluate', lambda: print('figures'))"

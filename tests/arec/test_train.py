@@ -27,6 +27,7 @@ from arec.errors import DataError
 from arec.ranking import draw_candidates
 from arec.train import _default_folder
 from arec.trainer import Trainer
+from arec_kernels import registration
 
 
 @pytest.mark.parametrize("views", ["us_x", "cl4srec"])
@@ -322,6 +323,16 @@ def test_a_simthres_that_never_came_down_is_said(
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 3,
          "--views", "su", "--simthres", simthres, *SMALL)  # fmt: skip
     assert ("SimThres stayed above" in capsys.readouterr().err) == warns
+
+
+@pytest.mark.parametrize(("method", "said"), [("sasrec", 0), ("duorec", 1)])
+def test_missing_kernels_are_said_where_they_would_run(
+    log_file, tmp_path, monkeypatch, capsys, method, said
+) -> None:
+    monkeypatch.setitem(registration.EXTENSION_ERRORS, "cpp", "no compiler")
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1,
+         "--method", method, *SMALL)  # fmt: skip
+    assert capsys.readouterr().err.count("no compiled kernels: no compiler") == said
 
 
 def test_repeated_test_items_are_said(tmp_path, monkeypatch, capsys) -> None:

@@ -24,7 +24,7 @@ SOURCES = ROOT / "csrc" / "cuda"
 EMULATOR = Path(__file__).parent / "emulated_cuda"
 COMPILER = os.environ.get("CXX", "c++").split()
 # As setup.py has them, for any compiler.
-FLAGS = ["-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+FLAGS = ["-std=c++17", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DAREC_SCHEMAS=0"]
 for path in [*include_paths(), sysconfig.get_path("include")]:
     FLAGS += ["-isystem", path]
 EMULATING = [*FLAGS, "-O2", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", f"-I{EMULATOR}"]

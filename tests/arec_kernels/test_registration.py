@@ -169,6 +169,31 @@ def test_a_first_derivative_with_create_graph_is_the_same(compiled: str, device:
     assert torch.equal(grad, again)
 
 
+@pytest.mark.parametrize("built_for", ["", "SCHEMAS = 1"])
+def test_an_extension_of_other_sources_is_not_used(built_for: str) -> None:
+    program = f"""
+import sys, types, warnings
+module = types.ModuleType("arec_kernels._C")
+module.__file__ = "_C.abi3.so"
+exec({built_for!r}, module.__dict__)
+sys.modules[module.__name__] = module
+with warnings.catch_warnings(record=True) as warned:
+    from arec_kernels import adaptive_info_nce
+(warning,) = warned
+assert "_C.abi3.so: built from other sources; install the package again" in str(warning.message)
+import torch
+z = torch.eye(4).repeat(2, 1).requires_grad_()
+adaptive_info_nce(z, 0.1).backward()
+try:
+    adaptive_info_nce(z, 0.1, backend="cpp")
+except RuntimeError as error:
+    assert "no compiled extension can be used (built from other sources" in str(error), error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_works_without_extension_and_triton() -> None:
     program = """
 import sys
@@ -180,7 +205,7 @@ import torch
 from arec_kernels import adaptive_info_nce
 z = torch.eye(4).repeat(2, 1).requires_grad_()
 adaptive_info_nce(z, 0.1).backward()
-for backend, reason in (("cpp", "the compiled extension is missing"),
+for backend, reason in (("cpp", "no compiled extension can be used"),
                         ("triton", "Triton is not installed")):
     try:
         adaptive_info_nce(z, 0.1, backend=backend)
