@@ -84,10 +84,13 @@ class Build(BuildExtension):
             if len(rest) == len(self.extensions) or WANT_CUDA == "1":
                 raise
             print(f"arec: {error}\narec: installing without the CUDA C++ kernels", file=sys.stderr)
-            for stale in Path("arec_kernels").glob("_C_cuda*"):  # of an earlier build
-                stale.unlink()
             self.extensions[:] = rest
             super().build_extensions()
+        built = {extension.name.rpartition(".")[2] for extension in self.extensions}
+        for folder in (Path("arec_kernels"), Path(self.build_lib, "arec_kernels")):
+            for library in folder.glob("_C*.*"):
+                if library.name.partition(".")[0] not in built:  # of an earlier build
+                    library.unlink()
 
     def build_extension(self, extension):
         if extension.name != CPU_EXTENSION:
