@@ -115,9 +115,7 @@ def train(config: Config, folder: str | Path) -> str:
         if parallel.is_main():
             print(f"{folder}: finished already; ranking again, training nothing", file=sys.stderr)
         return evaluate_run(folder)
-    device = pick_device(config.device)  # to say what is wrong with it before minutes of reading
-    own_numbers = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with _alone_in(folder), own_numbers:
+    with _alone_in(folder), _own_random_numbers(config):
         # Without a state there is nothing to go on from but its settings.
         started = parallel.from_main((folder / LAST).exists)
         # Before anything is written: what cannot be loaded or built leaves nothing behind.
@@ -133,6 +131,14 @@ def train(config: Config, folder: str | Path) -> str:
             except KeyboardInterrupt:
                 log.info("interrupted after %s; --resume %s goes on", trainer.progress(), folder)
                 raise
+
+
+@contextmanager
+def _own_random_numbers(config: Config) -> Iterator[None]:
+    """Those of the calling program go on after it as if there had been no training."""
+    device = pick_device(config.device)  # says what is wrong with it, before minutes of reading
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager

@@ -403,6 +403,11 @@ def test_trainings_that_start_in_one_second_have_folders_of_their_own(tmp_path, 
     for number in ("", "-2", "-3"):
         folder = _default_folder(Config(method="sasrec"))
         assert folder == Path(f"runs/builtin-sasrec-20260102-030405{number}") and folder.is_dir()
+    for wrong in (["--device", "cuda:99"], ["--dataset", "nowhere.csv"]):
+        with pytest.raises(SystemExit):
+            call(train, monkeypatch, *wrong)
+    assert len(list((tmp_path / "runs").iterdir())) == 3, "what cannot be trained leaves nothing behind"
+    capsys.readouterr()
     (tmp_path / "runs").rename(tmp_path / "old")
     (tmp_path / "runs").touch()
     with pytest.raises(SystemExit) as exit:
