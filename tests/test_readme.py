@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
+from arec import evaluate, recommend, report, reproduce, train
 from arec.cli import Parser, add_settings
 from arec.config import RECIPES
 
@@ -38,6 +40,17 @@ def test_options_and_recipes_exist() -> None:
             assert set(re.findall(r"--[a-z-]+", line)) <= known, line
             for recipe in re.findall(r"--config (\S+)", line):
                 assert (RECIPES / f"{recipe}.toml").is_file()
+
+
+def test_options_in_the_text_exist(monkeypatch, capsys) -> None:
+    known = {"--nproc-per-node", "--no-deps", "--extra-index-url", "--benchmark-only"}  # of other programs
+    for program in (train, evaluate, recommend, report, reproduce):
+        monkeypatch.setattr(sys, "argv", ["program", "--help"])
+        with pytest.raises(SystemExit):
+            program.main()
+        known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page.read_text())) <= known, page
 
 
 @pytest.mark.parametrize("page", PUBLISH["PAGES"], ids=lambda page: page.name)

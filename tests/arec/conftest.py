@@ -6,11 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("arec", deadline=None)
 settings.load_profile("arec")
+
+
+@pytest.fixture(autouse=True)
+def fixed(monkeypatch) -> None:
+    """Models of tests are always the same ones, and on the processor, whose words and figures they expect."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 @pytest.fixture

@@ -25,14 +25,18 @@ def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
     assert (tmp_path / "run" / "config.toml").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_file_that_cannot_be_completed_leaves_nothing(tmp_path) -> None:
+@pytest.mark.parametrize("before", [[], ["whole"]])
+def test_a_file_that_cannot_be_completed_stays_as_it_was(tmp_path, before) -> None:
+    for text in before:
+        checkpoint.write_text(tmp_path / "metrics.json", text)
+
     def interrupted(file) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         checkpoint.write_atomically(tmp_path / "metrics.json", interrupted)
-    assert not list(tmp_path.iterdir())
+    assert [path.read_text() for path in tmp_path.iterdir()] == before
 
 
 def test_a_checkpoint_on_a_full_disk_is_one_clear_error(tmp_path) -> None:
@@ -52,6 +56,9 @@ def test_every_setting_of_the_data_reaches_the_loader(tmp_path) -> None:
     names = {"user_column": "who", "item_column": "what", "time_column": "when"}
     sequences = checkpoint.load_data(Config(dataset=str(path), k_core=1, **names)).sequences
     assert [sequences.item_ids[item - 1] for item in sequences[0]] == ["b", "a", "c"]
+    path.write_text("user,item,timestamp\nu,c,3\nu,a,2\nu,b,1\n")
+    sequences = checkpoint.load_data(Config(dataset=str(path), k_core=1, time_column="")).sequences
+    assert [sequences.item_ids[item - 1] for item in sequences[0]] == ["c", "a", "b"]
     loaded = checkpoint.load_data(Config(seed=1)).sequences
     assert checkpoint.fingerprint(loaded) == checkpoint.fingerprint(generate(1))
 

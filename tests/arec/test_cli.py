@@ -30,6 +30,7 @@ def test_none_is_a_word_on_the_command_line(name: str) -> None:
 
 def test_help_names_the_recipes(monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["program", "--help"])
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         train.main()
     text = capsys.readouterr().out

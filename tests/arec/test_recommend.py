@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -40,6 +41,10 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
         assert [int(row["rank"]) for row in mine] == list(range(1, len(mine) + 1))
         scores = [float(row["score"]) for row in mine]
         assert scores == sorted(scores, reverse=True)
+
+    call(recommend, monkeypatch, folder)
+    users = [row["user"] for row in csv.DictReader(capsys.readouterr().out.splitlines())]
+    assert Counter(users) == {user: min(10, 20 - len(items)) for user, items in histories.items()}
 
     call(recommend, monkeypatch, folder, "--top", 1, "--users", "user3", "user14")
     table, silence = capsys.readouterr()

@@ -37,6 +37,18 @@ def log_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("what", "datasets", "runs"),
+    [("table1", ["ml-1m", "beauty"], 6), ("table2", ["ml-1m"], 6), ("figures", ["builtin"], 18)],
+)
+def test_what_is_run_without_a_data_set(monkeypatch, what, datasets, runs) -> None:
+    monkeypatch.setattr(reproduce, "find_missing", list)
+    monkeypatch.setattr(sys, "argv", ["program", what])
+    _, _, plans, _, missing = reproduce.planned()
+    assert [plan.dataset for plan in plans] == datasets
+    assert len({folder for folder, _ in missing}) == runs
+
+
 @pytest.mark.parametrize(("table", "cells"), [("table1", 3), ("table2", 6)])
 def test_runs_what_is_missing_once(
     table, cells, log_file, tmp_path, monkeypatch, capsys

@@ -16,12 +16,16 @@ CANDIDATES = {"random-100": np.ones((1, 100))}
 
 def test_a_row_for_each_protocol_and_what_it_means() -> None:
     figures = {name: at / 10 for at, name in enumerate(TABLE_METRICS)}
-    metrics = {"valid": {}, "test": {"filtered": figures}, "popularity": {"random-100": figures}}
+    metrics = {
+        "valid": {}, "test": {"filtered": figures}, "popularity": {"random-100": figures},
+        "upper_bound": {"unfiltered": figures},
+    }  # fmt: skip
     head, *rows = format_results(metrics, CANDIDATES).splitlines()
     assert head.split() == list(TABLE_METRICS)
     numbers = "     0.0000     0.1000     0.2000     0.3000     0.4000     0.5000"
-    assert rows[:2] == [f"{'test (filtered)':26}{numbers}", f"{'popularity (random-100)':26}{numbers}"]
-    explained = [row.partition(":")[0] for row in rows[2:]]
+    named = ("test (filtered)", "popularity (random-100)", "upper bound (unfiltered)")
+    assert rows[:3] == [f"{name:26}{numbers}" for name in named]
+    explained = [row.partition(":")[0] for row in rows[3:]]
     assert explained == ["filtered", "popular-100, random-100"]
 
 

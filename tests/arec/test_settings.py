@@ -36,7 +36,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"initialisation": "normal"}),
     ({}, {"scale_embeddings": False}),
     ({}, {"max_length": 5}),
-    ({}, {"rows": "prefix"}),
+    ({"batch_size": 256}, {"rows": "prefix"}),
     ({}, {"task": "masked-item"}),
     *((masked, {"mask_rate": 0.5}) for masked in ({"method": "bert4rec"}, MASKED)),
     *((masked, {"last_mask_rate": 0.9}) for masked in ({"method": "bert4rec"}, MASKED)),

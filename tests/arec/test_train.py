@@ -386,8 +386,10 @@ def test_what_is_odd_about_the_data_is_said(tmp_path, monkeypatch, capsys) -> No
     assert "1 users have fewer than 3 items" in said
 
 
-def test_the_default_folder_is_under_runs() -> None:
-    folder = _default_folder(Config(dataset="/data/my.csv", method="sasrec"))
+def test_the_default_folder_is_under_runs(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["program", "--dataset", "/data/my.csv", "--method", "sasrec"])
+    _, folder = train._settings_and_folder()
     assert folder.parent == Path("runs") and folder.name.startswith("my.csv-sasrec-2")
 
 

@@ -273,7 +273,8 @@ def test_a_run_says_which_precision_and_data_it_took(
 ) -> None:
     monkeypatch.setattr(arec.trainer, "pick_precision", lambda name, device: precision)
     run = tmp_path / "run"
-    call(train, monkeypatch, "--dataset", log_file, "--run-dir", run, "--precision", "auto", *SMALL)
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", run, "--precision", "auto",
+         "--epochs", 1, *SMALL)  # fmt: skip
     metrics, config = json.loads((run / checkpoint.METRICS).read_text()), checkpoint.read_config(run)
     assert config.precision == "auto" and metrics["precision"] == precision
     assert metrics["data"] == checkpoint.fingerprint(checkpoint.load_data(config).sequences)
@@ -381,6 +382,22 @@ def test_the_best_epoch_outlives_an_interruption(tmp_path, monkeypatch) -> None:
     trainer = Trainer(config_of(method="sasrec", epochs=3), histories(), tmp_path, resume=True)
     trainer.fit()
     assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == trainer.best_epoch == 1
+
+
+def test_a_long_epoch_is_kept_every_five_minutes(tmp_path, monkeypatch) -> None:
+    now, whole, kept = [0.0], TrainingBatches.epoch, []
+
+    def slow(self, epoch):
+        for batch in whole(self, epoch):
+            now[0] += 200
+            yield batch
+
+    monkeypatch.setattr(arec.trainer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(TrainingBatches, "epoch", slow)
+    monkeypatch.setattr(Trainer, "_save_last", lambda self: kept.append((self.step, self.seconds)))
+    config = config_of(method="sasrec", epochs=1).model_copy(update={"batch_size": 16})
+    (record,) = Trainer(config, histories(), tmp_path).fit()
+    assert kept == [(2, 400), (4, 800), (0, 0)] and record["train_seconds"] == 1200
 
 
 def test_a_best_epoch_that_was_not_yet_the_checkpoint_becomes_it(log_file, tmp_path, monkeypatch) -> None:

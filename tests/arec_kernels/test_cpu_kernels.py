@@ -245,6 +245,6 @@ print(resident("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_linear_in_rows() -> None:
-    done = subprocess.run([sys.executable, "-c", PEAK_MEMORY, "32768"], capture_output=True,
+    done = subprocess.run([sys.executable, "-c", PEAK_MEMORY, "16384"], capture_output=True,
                           text=True, check=True, env={**os.environ, "AREC_CPU_ISA": ""})
-    assert int(done.stdout) < 200e6
+    assert int(done.stdout) < 50e6, "a bit for every pair would be 32 MB more"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +12,20 @@ from available import needs_gpu
 from correctness import clear_thresholds, make_groups, make_rows
 from torch.autograd.forward_ad import dual_level, make_dual
 
-from arec_kernels import adaptive_info_nce, alignment_uniformity, row_similarity_quantile
-from arec_kernels.registration import CUDA_AHEAD, IMPLEMENTED, OPS, choose_backend
+from arec_kernels import (
+    adaptive_info_nce,
+    alignment_uniformity,
+    registration,
+    row_similarity_quantile,
+)
+from arec_kernels.registration import (
+    CUDA_AHEAD,
+    EXTENSION_ERRORS,
+    EXTENSIONS,
+    IMPLEMENTED,
+    OPS,
+    choose_backend,
+)
 
 OPTIONS = (0.5, True, 0.3, "negatives", "label")
 
@@ -167,6 +180,12 @@ def test_a_first_derivative_with_create_graph_is_the_same(compiled: str, device:
     (grad,) = torch.autograd.grad(loss, z, retain_graph=True)
     (again,) = torch.autograd.grad(loss, z, create_graph=True)
     assert torch.equal(grad, again)
+
+
+def test_extensions_that_were_built_load() -> None:
+    folder = Path(registration.__file__).parent
+    built = {name for name, file in EXTENSIONS.items() if any(folder.glob(f"{file}.*"))}
+    assert not built & EXTENSION_ERRORS.keys(), EXTENSION_ERRORS
 
 
 @pytest.mark.parametrize("built_for", ["", "SCHEMAS = 1"])

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from available import needs_cpp
 from correctness import MARGINS, assert_same_histogram, make_groups, make_rows
 from torch import Tensor
 from torch.nn import functional as F
@@ -76,8 +77,10 @@ def test_histogram_at_the_ends(backend: str, device: str) -> None:
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-@pytest.mark.parametrize("q", [0.0, 0.1, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("q", "dtype"),
+    [(0.0, torch.float16), (0.1, torch.float32), (0.5, torch.float16), (0.9, torch.float32), (1.0, torch.float32)],
+)
 def test_quantile(backend, device, n, d, q, dtype) -> None:
     z = make_rows(n, d, dtype, device=device)
     for groups in (None, make_groups(n, device)):
@@ -86,6 +89,18 @@ def test_quantile(backend, device, n, d, q, dtype) -> None:
         assert k.dtype is torch.float32
         margin = 1e-6 if dtype is torch.float32 else MARGINS[dtype]
         torch.testing.assert_close(k.double(), exact, rtol=0, atol=margin)
+
+
+@needs_cpp
+def test_quantiles_and_uniformity_of_float64_are_in_it() -> None:
+    z = make_rows(40, 7, torch.float64)
+    quantiles, (_, uniformity) = (
+        row_similarity_quantile(z, 0.7, backend="cpp"), alignment_uniformity(z, z + 1, backend="cpp")
+    )  # fmt: skip
+    exact = row_similarity_quantile(z, 0.7, backend="reference")
+    torch.testing.assert_close(quantiles, exact, rtol=1e-12, atol=0)
+    _, exact = alignment_uniformity(z, z + 1, backend="reference")
+    torch.testing.assert_close(uniformity, exact, rtol=1e-12, atol=0)
 
 
 def test_quantile_of_ties(backend: str, device: str) -> None:

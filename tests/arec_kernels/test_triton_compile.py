@@ -195,3 +195,5 @@ def test_every_card_has_a_tile(capability: int) -> None:
     for operands, block_d, n in product(DTYPES, (16, 32, 64, 128, 256), (2, 5000, 1 << 20)):
         tile = config.table_tile(capability, operands, block_d, n)
         assert config.MIN_ROWS <= tile.rows <= 128 and tile.warps >= 4
+        if capability in (86, 89, 120, 121):
+            assert tile == config.table_tile(80, operands, block_d, n), "not of a data centre's shared memory"

@@ -62,9 +62,15 @@ def test_archives(tmp_path):
 @pytest.mark.parametrize(
     "times", [[3, 1, 2], [3.0, 1.0, 2.0], [datetime(2020, 1, day) for day in (3, 1, 2)]]
 )
-def test_parquet(tmp_path, ids, times):
+@pytest.mark.parametrize("gz", [False, True])
+def test_parquet(tmp_path, ids, times, gz):
     path = tmp_path / "log.parquet"
     pl.DataFrame({"who": ids, "what": ["a", "b", "c"], "when": times}).write_parquet(path)
+    if gz:
+        data = gzip.compress(path.read_bytes())
+        path.unlink()
+        path = tmp_path / "log.parquet.gz"
+        path.write_bytes(data)
     frame = read(path, Columns("who", "what", "when"))
     assert frame["user"].to_list() == ids
     assert frame["item"].to_list() == ["a", "b", "c"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import http.server
 import io
@@ -17,6 +18,7 @@ from arec.data import load, sources
 from arec.data.download import Remote, fetch
 from arec.errors import DataError
 
+INTER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t5\t5\t1\n1\t6\t5\t2\n"
 CSV = b"u1,a,5.0,3\nu1,b,4.0,1\nu2,a,3.0,2\n"
 
 
@@ -47,7 +49,7 @@ class Publisher(http.server.BaseHTTPRequestHandler):
 def publisher(monkeypatch, tmp_path):
     """A publisher's site on this machine, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # wins over capitals
     monkeypatch.delenv("AREC_DATA_DIR", raising=False)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Publisher) as server:
         server.files, server.requests, server.withheld = {}, [], 0
@@ -156,6 +158,31 @@ def test_ml_100k_from_an_installed_recbole(publisher, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "recbole", raising=False)
     assert load("ml-100k", k_core=1).num_interactions == 1
     assert publisher.requests == []
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize(
+    ("dataset", "name", "text"),
+    [
+        ("ml-1m", "ratings.dat", "1::5::5::1\n1::6::5::2\n"),
+        ("ml-1m", "ml-1m.inter", INTER),
+        ("ml-1m", "ml-1m.txt", "1 5 6\n"),
+        ("ml-100k", "u.data", "1\t5\t5\t1\n1\t6\t5\t2\n"),
+        ("ml-100k", "ml-100k.inter", INTER),
+        ("ml-100k", "ml-100k.txt", "1 5 6\n"),
+        ("beauty", "ratings_Beauty.csv", "1,5,5,1\n1,6,5,2\n"),
+        ("beauty", "beauty.txt", "1 5 6\n"),
+    ],
+)
+def test_usual_names_of_files_at_hand(tmp_path, dataset, name, text, gz) -> None:
+    data = text.encode()
+    (tmp_path / (name + ".gz" * gz)).write_bytes(gzip.compress(data) if gz else data)
+    sequences = load(dataset, data_dir=tmp_path, k_core=1)
+    assert sequences.name == dataset and sequences.item_ids.tolist() == ["5", "6"]
+
+
+def test_downloads_that_their_publisher_has_a_checksum_of_are_held_to_it() -> None:
+    assert [name for name, source in sources._SOURCES.items() if not source.remote.checksum] == ["beauty"]
 
 
 def test_own_file(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,6 +47,21 @@ def test_duorec_is_nt_xent(
     torch.testing.assert_close(loss, build(method="sasrec")(batch)[0] + 0.3 * expected)
 
 
+@pytest.mark.parametrize("method", ["cl4srec", "duorec", "adaptiverec"])
+def test_the_contrast_stays_float32_in_mixed_precision(build, batch, monkeypatch, method) -> None:
+    objective = build(method=method)
+    contrast, seen = objective.contrast, []
+
+    def recorded(z, *rest, **options):
+        seen.append((z.dtype, torch.is_autocast_enabled("cpu")))
+        return contrast(z, *rest, **options)
+
+    monkeypatch.setattr(objective, "contrast", recorded)
+    with torch.autocast("cpu", torch.bfloat16):
+        objective(batch)
+    assert seen == [(torch.float32, False)]
+
+
 def test_losses_of_two_pairs_are_logged_as_they_add_up(build, batch) -> None:
     objective = build(method="adaptiverec", views="us", lambda_cl=0.3, lambda_reg=0.2)
     objective.reference.fill_(0.1)
@@ -70,8 +86,9 @@ def test_cl4srec_s_views_are_features_of_augmented_sequences(
     objective = build(
         method=method, views="cl4srec", crop_ratio=0.5, mask_ratio=0.25, reorder_ratio=1.0
     )
+    batch = replace(batch, anchors=torch.tensor([2, 4, 1, 2, 1, 5]))
     (z,) = objective.view_pairs(batch)
-    h = objective.encoder(batch.inputs, batch.lengths, last_only=True)
+    h = objective.encoder(batch.anchor_inputs, batch.anchor_lengths, last_only=True)
     torch.testing.assert_close(z, torch.cat([h.flip(0), h]))
     assert objective.score(batch.inputs, batch.lengths).shape == (6, 13), "no score for the mask"
 
