@@ -37,10 +37,6 @@ class Run:
         records = [record for record in self.log if key in record]
         return [record["epoch"] for record in records], [record[key] for record in records]
 
-    def settings(self, *but: str) -> str:
-        """Runs with the same text differ in the seed and these settings, if at all."""
-        return self.config.model_dump_json(exclude=PLACES | {"seed", *but})
-
 
 @dataclass(frozen=True)
 class Plot:
@@ -58,16 +54,23 @@ def _logging(key: str) -> Callable[[Sequence[Run]], list[Run]]:
     return lambda runs: [run for run in runs if run.curve(key)[0]]
 
 
-def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
-    """Groups of runs that differ in ``setting`` and, if at all, in the seed and ``others``."""
+def alike(runs: Sequence[Run], *but: str) -> list[list[Run]]:
+    """Groups of runs that differ, if at all, in the seed and these settings."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(run.settings(setting, *others), []).append(run)
-    for group in groups.values():
+        same = run.config.model_dump_json(exclude=PLACES | {"seed", *but})
+        groups.setdefault(same, []).append(run)
+    return list(groups.values())
+
+
+def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
+    """Groups of runs that differ in ``setting`` and, if at all, in the seed and ``others``."""
+    groups = alike(runs, setting, *others)
+    for group in groups:
         group.sort(key=lambda run: getattr(run.config, setting))
     return [
         group
-        for group in groups.values()
+        for group in groups
         if len({getattr(run.config, setting) for run in group}) > 1
     ]
 

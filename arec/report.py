@@ -11,7 +11,7 @@ from typing import Any
 
 from arec.checkpoint import LOG, METRICS, RunError, read_config, write_bytes
 from arec.cli import Parser, run
-from arec.figures import FIGURES, Plot, Run
+from arec.figures import FIGURES, Plot, Run, alike
 from arec.tables import markdown_table, mean_and_deviation, without_positives
 
 TABLE = "results.md"
@@ -69,14 +69,11 @@ def png(plot: Plot, runs: Sequence[Run]) -> bytes:
 
 def results_table(runs: Sequence[Run]) -> str:
     """Test figures of finished runs, at least one; runs that differ in the seed alone are one row."""
-    groups: dict[str, list[Run]] = {}
-    for each in runs:
-        groups.setdefault(each.settings(), []).append(each)
     columns = [
         (metric, ranking) for metric in ("NDCG@10", "Recall@10") for ranking in ("filtered", "unfiltered")
     ]
     rows = []
-    for group in groups.values():
+    for group in alike(runs):
         figures = (
             mean_and_deviation([run.metrics["test"][ranking][metric] for run in group])
             for metric, ranking in columns

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import sequences_of
 
@@ -39,6 +39,10 @@ def one_ranking(draw):
 
 
 @given(one_ranking())
+@example(([0.0] * 6, 1, []))  # ties count against the target
+@example(([9.0, math.nan, 1.0, 2.0], 1, []))  # NaN is last
+@example(([9.0, 1.0, 0.0], 1, []))  # padding is no candidate
+@example(([0.0, 1.0, 2.0, 3.0], 1, [1, 3]))  # an excluded target stays one
 def test_rank_counts_the_other_candidates_not_below_the_target(ranking):
     scores, target, exclude = ranking
     expected = 1

@@ -385,19 +385,21 @@ def test_the_best_epoch_outlives_an_interruption(tmp_path, monkeypatch) -> None:
 
 
 def test_a_long_epoch_is_kept_every_five_minutes(tmp_path, monkeypatch) -> None:
-    now, whole, kept = [0.0], TrainingBatches.epoch, []
+    clock, whole, kept = SimpleNamespace(now=0.0), TrainingBatches.epoch, []
 
     def slow(self, epoch):
         for batch in whole(self, epoch):
-            now[0] += 200
+            clock.now += 200
             yield batch
 
-    monkeypatch.setattr(arec.trainer, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    # The only time that goes by is what `slow` says.
+    monkeypatch.setattr(arec.trainer, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(TrainingBatches, "epoch", slow)
     monkeypatch.setattr(Trainer, "_save_last", lambda self: kept.append((self.step, self.seconds)))
     config = config_of(method="sasrec", epochs=1).model_copy(update={"batch_size": 16})
     (record,) = Trainer(config, histories(), tmp_path).fit()
-    assert kept == [(2, 400), (4, 800), (0, 0)] and record["train_seconds"] == 1200
+    assert kept == [(2, 400), (4, 800), (0, 0)], "batches, and what the clock said"
+    assert record["train_seconds"] == clock.now == 1200
 
 
 def test_a_best_epoch_that_was_not_yet_the_checkpoint_becomes_it(log_file, tmp_path, monkeypatch) -> None:
