@@ -119,17 +119,18 @@ def draw_candidates(
         `split.eval_users`; the end of a row is 0 where there are fewer items to draw from.
     """
     rng = np.random.default_rng(seed)
-    targets, lengths = split.targets(stage), split.history_lengths(stage)
+    items = split.sequences.items
+    starts = split.sequences.offsets[split.eval_users]
+    ends = starts + split.history_lengths(stage) + 1  # the target stands behind the history
     popular = split.train_counts().astype(np.int64)
     uniform = np.ones_like(popular)
     uniform[0] = 0  # padding
     drawn = {}
     for name, weights in {"popular": popular, "random": uniform}.items():
-        drawn[f"{name}-{SAMPLED}"] = rows_drawn = np.zeros((len(targets), SAMPLED), np.int32)
+        drawn[f"{name}-{SAMPLED}"] = rows_drawn = np.zeros((len(starts), SAMPLED), np.int32)
         cumulative = weights.cumsum()
-        for rows in _slices(len(targets), batch_size):
-            history = _histories(split, split.eval_users[rows], lengths[rows])
-            known = np.column_stack([history, targets[rows]])
+        for rows in _slices(len(starts), batch_size):
+            known = [items[start:end] for start, end in zip(starts[rows], ends[rows])]
             rows_drawn[rows] = _draw(rng, cumulative, known)
     return drawn
 
@@ -137,7 +138,7 @@ def draw_candidates(
 def _draw(
     rng: np.random.Generator,
     cumulative: np.ndarray,  # (V + 1,) int64, sums of the items' weights, of which the first is 0
-    known: np.ndarray,  # (B, H) int64, never drawn; filled up with 0
+    known: Sequence[np.ndarray],  # B times (H,) int32, of any length, never drawn
 ) -> np.ndarray:  # (B, SAMPLED) int64, filled up with 0
     """Items in proportion to their weights, one after the other, without replacement.
 
@@ -147,11 +148,12 @@ def _draw(
     """
     tries = rng.integers(cumulative[-1], size=(len(known), _TRIES))
     tries = np.searchsorted(cumulative, tries, side="right")
-    row = np.arange(len(known))[:, None] * len(cumulative)
-    pairs = row + tries  # of a row and an item
+    row = np.arange(len(known)) * len(cumulative)
+    pairs = row[:, None] + tries  # of a row and an item
     new = np.zeros(tries.shape, bool)
     new.flat[np.unique(pairs, return_index=True)[1]] = True
-    new &= ~np.isin(pairs, row + known)
+    out = np.repeat(row, [len(items) for items in known]) + np.concatenate(known)
+    new &= ~np.isin(pairs, out)
     place = new.cumsum(axis=1) - 1
     new &= place < SAMPLED
     drawn = np.zeros((len(known), SAMPLED), np.int64)
@@ -159,17 +161,17 @@ def _draw(
 
     few = np.flatnonzero(drawn[:, -1] == 0)
     if len(few):
+        with np.errstate(divide="ignore"):
+            log_weights = np.log(np.diff(cumulative, prepend=0), dtype=np.float32)
+    for one in few:
         # The largest of log w + Gumbel noise are a draw without replacement. A float32 draw may round
         # to 0, whose key would be infinite even for a weight of 0.
-        weights = np.diff(cumulative, prepend=0).astype(np.float32)
-        noise = rng.standard_exponential((len(few), len(weights)), dtype=np.float32)
-        with np.errstate(divide="ignore"):
-            keys = np.log(weights) - np.log(np.maximum(noise, 1e-30))
-        left_out = torch.from_numpy(np.column_stack([known, drawn])[few])
-        more = top_items(torch.from_numpy(keys), SAMPLED, left_out).numpy()
-        for one, items in zip(few, more):
-            count = np.count_nonzero(drawn[one])
-            drawn[one, count : count + len(items)] = items[: SAMPLED - count]
+        noise = rng.standard_exponential(len(log_weights), dtype=np.float32)
+        keys = log_weights - np.log(np.maximum(noise, 1e-30))
+        left_out = np.concatenate([known[one], drawn[one]])
+        more = top_items(torch.from_numpy(keys)[None], SAMPLED, torch.from_numpy(left_out)[None])
+        count = np.count_nonzero(drawn[one])
+        drawn[one, count : count + more.shape[1]] = more[0, : SAMPLED - count]
     return drawn
 
 

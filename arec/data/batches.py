@@ -231,9 +231,10 @@ def history_batches(
         users ``(B,)`` int64, inputs ``(B, L)`` int64 padded on the right with 0, lengths ``(B,)``
         int64.
     """
-    ends = split.sequences.offsets[split.eval_users] + split.history_lengths(stage)
-    lengths = np.minimum(split.history_lengths(stage), max_length)
-    order = np.argsort(lengths, kind="stable")
+    histories = split.history_lengths(stage)
+    ends = split.sequences.offsets[split.eval_users] + histories
+    lengths = np.minimum(histories, max_length)
+    order = np.argsort(histories, kind="stable")  # whole ones, which the filter leaves out
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         inputs = gather_windows(split.sequences.items, ends[rows], lengths[rows])
