@@ -163,7 +163,7 @@ class Config(BaseModel):
     views: Literal["un", "su", "us", "us_x", "cl4srec"] = Field(
         "us_x",
         description="pairs of DuoRec: un (h, h'), su (h, h_sem), us both, us_x (h', h_sem); "
-        "cl4srec: two of crop, mask, reorder",
+        "cl4srec: two of crop, mask, reorder; with masked items us_x is su",
     )
     anchors: Literal["random", "last"] = Field(
         "random",
@@ -196,7 +196,7 @@ class Config(BaseModel):
         True, description="pairs above SimThres become positives (Eq. 9), not only masked (Eq. 8)"
     )
     partner_weight: float = Field(
-        0.5, gt=0, le=1, description="label weight of the augmented partner; the others share the rest"
+        0.5, gt=0, lt=1, description="label weight of the augmented partner; the others share the rest"
     )
     denominator: Literal["negatives", "all"] = Field(
         "negatives", description="pairs above SimThres leave the denominator (paper) or stay"
@@ -230,12 +230,15 @@ class Config(BaseModel):
     def _check(self) -> Config:
         if self.hidden_size % self.heads:
             raise ValueError(f"heads: expected a divisor of hidden_size={self.hidden_size}")
-        if self.weighting == "printed" and self.partner_weight == 1:
-            raise ValueError('partner_weight: expected less than 1 with weighting = "printed"')
         if (self.views == "cl4srec") != (self.method == "cl4srec") and not self.adaptive:
             raise ValueError(f"views: {self.views!r} does not go with method {self.method!r}")
         if self.contrastive and self.batch_size < 2:
             raise ValueError("batch_size: expected at least 2, to have sequences to contrast")
+        if self.adaptive and not self.positives and self.denominator == "all":
+            raise ValueError(
+                'denominator: expected "negatives" without positives, or pairs above SimThres count as '
+                "all others do (method duorec)"
+            )
         if self.similarity == "dot" and self.adaptive:
             raise ValueError(f"similarity: {self.method} compares cosines with SimThres, got 'dot'")
         return self
@@ -255,6 +258,12 @@ class Config(BaseModel):
     def adaptive(self) -> bool:
         """Whether the method compares similarities with SimThres."""
         return self.method in _ADAPTIVE
+
+    @property
+    def threshold_stays(self) -> bool:
+        """Whether SimThres is learnable, but no gradient reaches it."""
+        regularised = self.regulariser == "released" or self.lambda_reg > 0
+        return _learns_thresholds(self) and not regularised and self.threshold_grad is None
 
     @property
     def unused(self) -> list[str]:

@@ -213,7 +213,9 @@ def simthres(runs: Sequence[Run]) -> Figure:
         axes.fill_between(
             epochs, mean - spread, mean + spread, alpha=0.3, label="± its deviation over rows"
         )
-        axes.plot(*run.curve("k_stat"), ".--", label="statistical k̄, the quantile of the epoch")
+        k_stat = {"paper": "k̄, the quantile of the epoch", "released": "s̄, the mean over its batches"}
+        label = f"statistical {k_stat[run.config.regulariser]}"
+        axes.plot(*run.curve("k_stat"), ".--", label=label)
         _whole_epochs(axes.xaxis)
     _legend(figure)
     return figure

@@ -12,7 +12,7 @@ from typing import Any
 from arec.checkpoint import LOG, METRICS, RunError, read_config, write_bytes
 from arec.cli import Parser, run
 from arec.figures import FIGURES, Plot, Run, alike
-from arec.tables import markdown_table, mean_and_deviation, without_positives
+from arec.tables import markdown_table, mean_and_deviation, with_idle_simthres
 
 TABLE = "results.md"
 
@@ -85,7 +85,7 @@ def results_table(runs: Sequence[Run]) -> str:
         "Ranking among all items; filtered: the rest of the user's own history is not ranked. Of runs that "
         "differ in the seed alone mean ± standard deviation."
     )
-    notes = [protocol, *without_positives(run.metrics for run in runs)]
+    notes = [protocol, *with_idle_simthres(run.metrics for run in runs)]
     lines = [*markdown_table(head, rows), "", *notes]
     return "\n".join(lines) + "\n"
 

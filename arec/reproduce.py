@@ -29,7 +29,7 @@ from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import Config
 from arec.figures import FIGURES
 from arec.report import png, read_run
-from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown, without_positives
+from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown, with_idle_simthres
 from arec.train import train
 
 FIGURES_OF = "figures"
@@ -153,7 +153,7 @@ def draw_figures(plan: Plan, seeds: Sequence[int], needed: FigureRuns) -> None:
             write_bytes(folder / file, png(FIGURES[file], shown))
             page += ["", f"![{FIGURES[file].title}]({file})"]
             print(f"wrote {folder / file} ({FIGURES[file].title})")
-    for line in without_positives(metrics.values()):
+    for line in with_idle_simthres(metrics.values()):
         page += ["", line]
     write_text(folder / "README.md", "\n".join(page) + "\n")
     print(f"wrote {folder / 'README.md'} (all of them, and how their runs were set)")

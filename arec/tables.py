@@ -15,8 +15,8 @@ import numpy as np
 # What others have published, whole ranking, leave-one-out, without timestamps.
 PUBLISHED = Path(__file__).with_name("published.json")
 
-# Of an epoch of AdaptiveRec, a row. With fewer in every epoch its loss was InfoNCE without positives.
-FEWEST_POSITIVES = 0.01
+# Pairs above SimThres, a row. With fewer in every epoch the loss was InfoNCE.
+FEWEST_ABOVE = 0.01
 
 _NAMES = {"cl4srec": "CL4SRec", "duorec": "DuoRec", "adaptiverec": "AdaptiveRec"}
 
@@ -141,7 +141,7 @@ def to_markdown(name: str, dataset: str, results: Results, settings: str) -> str
         "",
         f"{table.protocol} Improv.: AdaptiveRec over DuoRec. {settings}",
     ]
-    lines += without_positives(run for runs in results.values() for run in runs)
+    lines += with_idle_simthres(run for runs in results.values() for run in runs)
     if paper:
         notes = others["notes"][name].get(dataset, [])
         lines.append(" ".join([f"Paper: {others['source']}.", *notes]))
@@ -150,18 +150,19 @@ def to_markdown(name: str, dataset: str, results: Results, settings: str) -> str
     return "\n".join(lines) + "\n"
 
 
-def without_positives(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+def with_idle_simthres(runs: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line on runs in which SimThres did nothing, where there are some.
 
     Args:
         runs: metrics.json of each.
     """
-    most = [run["most_positives_per_row"] for run in runs if "most_positives_per_row" in run]
-    idle = [each for each in most if each < FEWEST_POSITIVES]
+    names = ("most_positives_per_row", "most_masked_per_row")
+    most = [run[name] for run in runs for name in names if name in run]
+    idle = [each for each in most if each < FEWEST_ABOVE]
     if not idle:
         return []
-    which = f"In {len(idle)} of {len(most)} runs of AdaptiveRec that take pairs above SimThres for positives"
-    return [f"{which} there were at most {max(idle):.1g} a row in any epoch: their loss was InfoNCE without them."]
+    which = f"In {len(idle)} of {len(most)} runs of AdaptiveRec at most {max(idle):.1g} pairs a row"
+    return [f"{which} were above SimThres in any epoch: their loss was InfoNCE."]
 
 
 def _elsewhere(

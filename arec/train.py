@@ -40,7 +40,7 @@ from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import RECIPE_NAMES, Config
 from arec.evaluate import evaluate_run
 from arec.results import final_metrics, format_results
-from arec.tables import FEWEST_POSITIVES
+from arec.tables import FEWEST_ABOVE
 from arec.trainer import Trainer, pick_device
 from arec_kernels.registration import EXTENSION_ERRORS
 
@@ -233,16 +233,22 @@ def _fit_and_rank(trainer: Trainer) -> str:
             "the contrastive loss takes PyTorch's time and memory, for it has no compiled kernels: %s",
             EXTENSION_ERRORS["cpp"],
         )
+    if config.threshold_stays:
+        log.warning(
+            "no gradient reaches SimThres without lambda_reg or threshold_grad: it stays where it starts"
+        )
     records = trainer.fit()
-    positives = {}
-    if config.adaptive and config.contrastive and config.positives:
-        most = max(record["positives_per_row"] for record in records)
-        positives["most_positives_per_row"] = most
-        if most < FEWEST_POSITIVES:
+    above = {}
+    if config.adaptive and config.contrastive:
+        what = "positives" if config.positives else "masked"
+        most = max(record[f"{what}_per_row"] for record in records)
+        above[f"most_{what}_per_row"] = most
+        if most < FEWEST_ABOVE:
+            steps = "" if config.threshold_stays else "train more steps (--epochs, another --batch-size), or "
             log.warning(
-                "SimThres stayed above the similarities, so no pair became a positive and the loss was "
-                "InfoNCE without one; train more steps (--epochs, another --batch-size), or take --simthres row, "
-                "which needs none"
+                "SimThres stayed above the similarities, so the loss was InfoNCE; %stake --simthres row, "
+                "which needs no training",
+                steps,
             )
     trainer.restore_best()
     log.info("ranking for %d users", len(split.eval_users))
@@ -257,7 +263,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
         "threads": torch.get_num_threads(),
         "processes": parallel.count(),
         "torch": torch.__version__,
-        **positives,
+        **above,
         **final_metrics(trainer.objective, split, candidates),
     }
     parallel.from_main(lambda: write_json(folder / METRICS, metrics))

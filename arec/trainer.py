@@ -353,8 +353,9 @@ def describe(record: dict[str, Any]) -> str:
         parts.append(f"L_cl {record['L_cl']:.4f}")
     if "k_mean" in record:
         parts.append(f"k {record['k_mean']:.3f}±{record['k_std']:.3f}")
-    if "positives_per_row" in record:
-        parts.append(f"positives/row {record['positives_per_row']:.1f}")
+    for above in ("positives", "masked"):
+        if f"{above}_per_row" in record:
+            parts.append(f"{above}/row {record[f'{above}_per_row']:.1f}")
     valid = record["valid"]
     parts.append(
         f"valid NDCG@10 {valid['filtered']['NDCG@10']:.4f} filtered, "

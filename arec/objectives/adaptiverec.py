@@ -63,15 +63,16 @@ class AdaptiveRec(ContrastiveObjective):
     def contrast(self, z: Tensor, groups: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         k = self.thresholds(z, groups)
+        # Eq. 8 is Eq. 9 with all the weight on the partner; so written, the op counts what it masks.
+        alpha, weighting = (config.partner_weight, config.weighting) if config.positives else (1, "label")
         learn, stats = adaptive_info_nce(
             z,
             k,
             groups=groups,
             temperature=config.temperature,
-            positives=config.positives,
-            partner_weight=config.partner_weight,
+            partner_weight=alpha,
             denominator=config.denominator,
-            weighting=config.weighting,
+            weighting=weighting,
             threshold_grad=config.threshold_grad,
             histogram_bins=BINS,
         )
@@ -87,8 +88,8 @@ class AdaptiveRec(ContrastiveObjective):
             "k_mean": k.clamp(-1.05, 1.05).mean(),
             "k_std": k.clamp(-1.05, 1.05).std(correction=0),
         }
-        if config.positives:
-            logged["positives_per_row"] = stats.positives.float().mean()
+        above = "positives_per_row" if config.positives else "masked_per_row"
+        logged[above] = stats.positives.float().mean()
         if config.simthres == "learnable":
             regularised = k if config.regularise_encoder else self.thresholds(z.detach())
             # NaN in the first epoch, when there is nothing to draw k to: no deviation, no gradient.
@@ -103,10 +104,10 @@ class AdaptiveRec(ContrastiveObjective):
         return weighted, logged
 
     def end_epoch(self) -> dict[str, Any]:
-        """``k_stat``, the epoch's quantile, which becomes the next one's k̄; absent where there is none."""
+        """``k_stat``, which becomes the next epoch's k̄ or s̄; absent where there is none."""
         total, batches = self.batch_quantiles
         if batches > 0:
-            paper = self.config.regulariser == "paper"
+            paper = self.config.regulariser == "paper" or self.config.simthres == "row"
             epoch_quantile = _histogram_quantile(self.histogram, self.config.quantile)
             self.reference.copy_(epoch_quantile if paper else total / batches)
         self.batch_quantiles.zero_()

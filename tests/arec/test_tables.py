@@ -58,8 +58,8 @@ def test_runs_in_which_simthres_did_nothing_are_counted(most) -> None:
     }
     text = tables.to_markdown("table1", "walks", results, "")
     said = (
-        "In 1 of 1 runs of AdaptiveRec that take pairs above SimThres for positives there were at most "
-        "0.007 a row in any epoch: their loss was InfoNCE without them."
+        "In 1 of 1 runs of AdaptiveRec at most 0.007 pairs a row were above SimThres in any epoch: their "
+        "loss was InfoNCE."
     )
     assert text.count(said) == text.count("their loss was") == (most < 0.01)
 

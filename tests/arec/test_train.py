@@ -316,13 +316,24 @@ def test_settings_without_effect_are_named(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("simthres, warns", [("learnable", True), ("row", False)])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], ["InfoNCE; train more steps"]),
+        (["--no-positives"], ["InfoNCE; train more steps"]),
+        (["--lambda-reg", 0], ["no gradient reaches SimThres", "InfoNCE; take --simthres row"]),
+        (["--simthres", "row"], []),
+    ],
+)
 def test_a_simthres_that_never_came_down_is_said(
-    log_file, tmp_path, monkeypatch, capsys, simthres, warns
+    log_file, tmp_path, monkeypatch, capsys, options, said
 ) -> None:
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 3,
-         "--views", "su", "--simthres", simthres, *SMALL)  # fmt: skip
-    assert ("SimThres stayed above" in capsys.readouterr().err) == warns
+         "--views", "su", *options, *SMALL)  # fmt: skip
+    error = capsys.readouterr().err
+    assert all(words in error for words in said)
+    assert ("SimThres stayed above" in error) == bool(said)
+    assert ("no gradient reaches SimThres" in error) == (len(said) == 2)
 
 
 @pytest.mark.parametrize(("method", "said"), [("sasrec", 0), ("duorec", 1)])

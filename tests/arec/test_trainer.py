@@ -319,6 +319,8 @@ def test_an_epoch_in_one_line() -> None:
         "L_cl 3.5000", "k 0.900±0.010", "positives/row 2.2",
         "valid NDCG@10 0.1235 filtered, 0.1000 not", "61.3 s",
     ]
+    record["masked_per_row"] = record.pop("positives_per_row")
+    assert "k 0.900±0.010  masked/row 2.2  valid" in describe(record)
 
 
 class Counting(torch.nn.Module):

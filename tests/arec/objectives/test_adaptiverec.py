@@ -102,8 +102,22 @@ def test_total_loss_is_the_paper_s(build, adaptive, batch) -> None:
     torch.testing.assert_close(logged["L_cl"], learn.detach())
     torch.testing.assert_close(logged["L_reg"], regulariser.detach())
     assert 0 < logged["positives_per_row"] < 2 * B - 2
-    _, logged = adaptive(positives=False)(batch)
-    assert "positives_per_row" not in logged, "pairs above k are masked, which is not none"
+
+
+def test_the_mask_alone_is_eq_8_and_counts_what_it_masks(adaptive, batch) -> None:
+    objective = adaptive(positives=False, views="su", weighting="printed", threshold_grad=0.1)
+    loss, logged = objective(batch)
+    loss.backward()
+    (z,) = objective.view_pairs(batch)
+    k = objective.thresholds(z)
+    masked = reference.adaptive_info_nce(z, k, positives=False, threshold_grad=0.1)
+    torch.testing.assert_close(logged["L_cl"], masked.detach())
+    (expected,) = torch.autograd.grad(0.1 * masked, objective.threshold.layers[-1].bias)
+    torch.testing.assert_close(objective.threshold.layers[-1].bias.grad, expected)
+    s = reference.cosine_similarities(z)
+    above = (s > k.repeat(2)[:, None]) & reference.candidates(z, None)
+    assert logged["masked_per_row"] == pytest.approx(above.sum().item() / len(z))
+    assert logged["masked_per_row"] > 0 and "positives_per_row" not in logged
 
 
 def test_released_regulariser_stands_outside_lambda_cl(build, adaptive, batch) -> None:
@@ -225,6 +239,16 @@ def test_statistical_threshold_of_each_row(build, adaptive, batch) -> None:
     assert "L_reg" not in logged and not hasattr(objective, "threshold")
     torch.testing.assert_close(logged["k_mean"], k.mean())
     torch.testing.assert_close(logged["k_std"], k.std(correction=0))
+
+
+def test_regularisers_are_of_learnable_thresholds(adaptive, batch, other_batch) -> None:
+    logged = []
+    for regulariser in ("paper", "released"):
+        objective = adaptive(views="su", simthres="row", regulariser=regulariser)
+        for each in (batch, other_batch):
+            objective(each)
+        logged.append(objective.end_epoch()["k_stat"])
+    assert logged[0] == logged[1]
 
 
 def test_rows_of_known_targets_are_not_in_a_row_s_quantile(adaptive, batch_before) -> None:
