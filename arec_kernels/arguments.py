@@ -7,7 +7,7 @@ the argument and what was expected, whichever backend would have run.
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ DENOMINATORS = ("negatives", "all")
 WEIGHTINGS = ("label", "label-unnormalised", "printed")
 REDUCTIONS = ("mean", "sum", "none")
 MOST_BINS = 1 << 22  # finer ones would be lost in the rounding of a float32 similarity
+MOST = 1e20  # of temperatures and widths, and of 1 over them: float32 holds what follows from those
 
 
 def compute_dtype(z: Tensor) -> torch.dtype:
@@ -77,9 +78,10 @@ def check_options(
     reduction: str,
 ) -> None:
     """The options of `adaptive_info_nce`."""
-    if not (_is_finite_number(temperature) and temperature > 0):
+    if not (_is_finite_number(temperature) and 1 / MOST <= temperature <= MOST):
         raise ValueError(
-            f"temperature: expected a finite Python number > 0, got {_shown(temperature)}"
+            f"temperature: expected a Python number from {1 / MOST} to {MOST}, "
+            f"got {_shown(temperature)}"
         )
     if type(positives) is not bool:
         raise ValueError(f"positives: expected True or False, got {positives!r}")
@@ -94,10 +96,11 @@ def check_options(
     if weighting == "printed" and partner_weight == 1:
         raise ValueError("partner_weight: expected a number < 1 with weighting='printed', got 1")
     if threshold_grad is not None and not (
-        _is_finite_number(threshold_grad) and threshold_grad > 0
+        _is_finite_number(threshold_grad) and 1 / MOST <= threshold_grad <= MOST
     ):
         raise ValueError(
-            f"threshold_grad: expected None or a finite width > 0, got {_shown(threshold_grad)}"
+            f"threshold_grad: expected None or a width from {1 / MOST} to {MOST}, "
+            f"got {_shown(threshold_grad)}"
         )
     if histogram_bins is not None:
         check_bins("histogram_bins", histogram_bins)
@@ -110,7 +113,7 @@ def check_reduction(reduction: str) -> None:
 
 
 def check_bins(name: str, bins: int) -> None:
-    if isinstance(bins, bool) or not isinstance(bins, int) or not 1 <= bins <= MOST_BINS:
+    if isinstance(bins, bool) or not isinstance(bins, Integral) or not 1 <= bins <= MOST_BINS:
         raise ValueError(f"{name}: expected an integer from 1 to {MOST_BINS}, got {bins!r}")
 
 
@@ -127,7 +130,9 @@ def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
             raise ValueError(f"threshold: expected a float type, got {threshold.dtype}")
         return _rows("threshold", threshold, z).to(dtype)
     if isinstance(threshold, Real) and type(threshold) is not bool:
-        return torch.full((z.shape[0],), float(threshold), dtype=dtype, device=z.device)
+        # From float64, since PyTorch refuses a number that is too large for the type.
+        threshold = torch.tensor(float(threshold), dtype=torch.float64, device=z.device)
+        return threshold.to(dtype).repeat(z.shape[0])
     raise ValueError(f"threshold: expected a number or a tensor, got {type(threshold).__name__}")
 
 

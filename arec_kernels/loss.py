@@ -65,10 +65,11 @@ def adaptive_info_nce(
             has those of all.
         threshold: (2B,), (B,) (used for both views) or a scalar, any float type, in units of the
             cosine, before the temperature: no pair is above `math.inf`, all are above -2 (those of
-            equal rows may round above 1). A cosine equal to the threshold is a negative. It gets a
-            gradient only with `threshold_grad`.
-        temperature: a Python number, finite, > 0; the logits are cosine / temperature (the paper
-            has none).
+            equal rows may round above 1). A cosine equal to the threshold is a negative; they are
+            compared in float32 (float64 for float64 `z`). It gets a gradient only with
+            `threshold_grad`.
+        temperature: a Python number from 1e-20 to 1e20; the logits are cosine / temperature (the
+            paper has none).
         groups: (2B,) or (B,) integers. Rows of one group >= 0 (say, with the same target item) are
             known not to be negatives of each other and are no candidates, so no positives either
             (this is not supervised contrast); partners stay partners.
@@ -89,7 +90,7 @@ def adaptive_info_nce(
             `find_unused_parameters` where only this loss would reach the parameters that thresholds
             come from.
         histogram_bins: also return counts of the candidates' cosines, from the same pass: those of
-            `similarity_histogram`.
+            `similarity_histogram`, but that a cosine which is NaN is left out.
         reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
         backend: None (the fastest one known for these tensors), "reference", "cpp", "triton" (on CPU
             tensors under TRITON_INTERPRET=1) or "cuda".

@@ -145,6 +145,7 @@ def row_similarity_quantile(
     at_r = ordered.gather(1, (r - 1).clamp(min=0)[:, None]).squeeze(1)
     after_r = ordered.gather(1, r.clamp(max=z.shape[0] - 1)[:, None]).squeeze(1)
     k = (at_r + after_r) / 2
+    k = torch.where(k < after_r, k, at_r)  # between neighbouring floats there is none
     k = k.masked_fill(r == n, math.inf).masked_fill(r == 0, -math.inf)
     return k.masked_fill((candidate & s.isnan()).any(dim=1), math.nan)
 
@@ -189,7 +190,9 @@ def cosine_similarities(z: Tensor) -> Tensor:
     """(N, N) cosines; bfloat16 and float16 round the unit rows, not the similarities."""
     with nullcontext() if z.is_meta else torch.autocast(z.device.type, enabled=False):
         unit = unit_rows(z)
-        unit = unit.to(z.dtype).to(unit.dtype)
+        if z.dtype is not unit.dtype:
+            # The difference is exact, and a constant: a cast would round the gradient too.
+            unit = unit + (unit.to(z.dtype) - unit).detach()
         return unit @ unit.T
 
 
@@ -226,5 +229,5 @@ def _histogram(s: Tensor, candidate: Tensor, bins: int) -> Tensor:
 
 
 def _bounded_exp(x: Tensor) -> Tensor:
-    """exp without infinity, which times a zero would be NaN."""
-    return x.clamp_max(math.log(torch.finfo(x.dtype).max) - 1).exp()
+    """exp, of which the sum of a row is finite: infinity times a zero would be NaN."""
+    return x.clamp_max(math.log(torch.finfo(x.dtype).max / (4 * x.shape[1]))).exp()

@@ -55,10 +55,10 @@ def row_similarity_quantile(
 ) -> Tensor:  # (N,)
     """The threshold of each row with the share `q` of its candidates below it (Sec. 3.2.1), exactly.
 
-    With the n candidate similarities of a row in ascending order and r = floor(q n), it is halfway
-    between the r-th and the next one, which no candidate ties with unless these two are equal;
-    r = 0 gives -inf and r = n gives +inf. float32 (float64 for float64 `z`); NaN where a candidate's
-    similarity is NaN.
+    With the n candidate similarities of a row in ascending order and r = floor(q n), in float64, it
+    is halfway between the r-th and the next one: n - r are above it unless these two are equal.
+    (Between neighbouring floats it is the r-th.) r = 0 gives -inf and r = n gives +inf. float32
+    (float64 for float64 `z`); NaN where a candidate's similarity is NaN.
     `z`, `groups` and `backend` are as in `adaptive_info_nce`; `q` is in [0, 1].
 
     Raises:
@@ -83,8 +83,9 @@ def alignment_uniformity(
     """Alignment (Eq. 3) and uniformity (Eq. 4, Wang and Isola 2020) of rows on the unit sphere.
 
     Alignment is the mean squared distance of the rows x_i and y_i, uniformity the logarithm of the
-    mean of exp(-2 |x_i - x_j|^2) over pairs i < j of `x` (NaN for a single row). Lower is better for
-    both. float32 (float64 for float64 input); types and `backend` as in `adaptive_info_nce`.
+    mean of exp(-2 |x_i - x_j|^2) over pairs i < j of `x` (NaN for a single row), all divided by their
+    norms. A row with a norm below 1e-12 is at the origin for alignment, and at a right angle to all
+    others for uniformity. Lower is better for both. float32 (float64 for float64 input); types and `backend` as in `adaptive_info_nce`.
 
     Raises:
         ValueError: an argument is not as described.

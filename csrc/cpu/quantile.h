@@ -43,7 +43,9 @@ T halfway(T* values, int64_t n, double q, T* scratch) {
     }
   }
   std::nth_element(values, values + r, values + n);
-  return (*std::max_element(values, values + r) + values[r]) / 2;
+  const T smaller = *std::max_element(values, values + r), larger = values[r];
+  const T middle = (smaller + larger) / 2;
+  return middle < larger ? middle : smaller;  // between neighbouring floats there is none
 }
 
 }  // namespace arec::cpu

@@ -70,6 +70,7 @@ __global__ void __launch_bounds__(kThreads) quantile_kernel(Quantile p) {
     const int all = candidates[block][half], r = rank[block][half];
     if (sum_over_row(above[block][half]) < all - r) next = smaller;
     float quantile = (smaller + next) * 0.5f;
+    if (!(quantile < next)) quantile = smaller;  // neighbouring floats have none between
     if (r >= all) quantile = INFINITY;
     if (r <= 0) quantile = -INFINITY;
     if (invalid[block][half]) quantile = __int_as_float(0x7fc00000);

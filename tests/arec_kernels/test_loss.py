@@ -44,7 +44,9 @@ NAN_OF_A_GPU = np.uint32(0x7FFFFFFF).view(np.float32).item()
         ({"threshold": torch.zeros(8, dtype=torch.int32)}, "threshold: expected a float type"),
         ({"threshold": torch.zeros(8).to_sparse()}, "threshold: expected a dense tensor"),
         ({"threshold": torch.zeros(8, device="meta")}, "threshold: expected device cpu"),
-        ({"temperature": 0.0}, "temperature: expected a finite Python number > 0, got 0.0"),
+        ({"temperature": 0.0}, r"temperature: expected a Python number from 1e-20 to 1e\+20, got 0"),
+        ({"temperature": 1e-21}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": math.inf}, "temperature"),
@@ -63,7 +65,7 @@ NAN_OF_A_GPU = np.uint32(0x7FFFFFFF).view(np.float32).item()
         ({"partner_weight": 1, "weighting": "printed"}, "partner_weight: expected a number < 1"),
         ({"denominator": "both"}, "denominator: expected one of .* got 'both'"),
         ({"weighting": "labels"}, "weighting: expected one of .* got 'labels'"),
-        ({"threshold_grad": 0.0}, "threshold_grad: expected None or a finite width > 0"),
+        ({"threshold_grad": 0.0}, "threshold_grad: expected None or a width from 1e-20 to 1e"),
         ({"threshold_grad": math.inf}, "threshold_grad"),
         ({"histogram_bins": 0}, "histogram_bins: expected an integer from 1 to 4194304, got 0"),
         ({"histogram_bins": 1 << 23}, "histogram_bins: expected an integer from 1 to 4194304"),
@@ -77,6 +79,22 @@ def test_bad_arguments(backend: str, change: dict, message: str) -> None:
         adaptive_info_nce(**arguments, backend=backend)
     with pytest.raises(ValueError, match=message):
         reference.adaptive_info_nce(**arguments)
+
+
+@pytest.mark.parametrize("extreme", [1e-20, 1e20])
+def test_extreme_numbers(backend: str, extreme: float) -> None:
+    z, k = make_rows(10, 5).requires_grad_(), torch.full((10,), 0.3, requires_grad=True)
+    loss = adaptive_info_nce(z, k, temperature=extreme, threshold_grad=extreme, backend=backend)
+    loss.backward()
+    exact = reference.adaptive_info_nce(z.detach().double(), 0.3, temperature=extreme)
+    torch.testing.assert_close(loss.detach(), exact.float(), rtol=1e-5, atol=0)
+    assert z.grad.isfinite().all() and k.grad.isfinite().all()
+
+
+def test_a_number_beyond_float32_is_infinite(backend: str) -> None:
+    for number, same in ((1e39, math.inf), (-1e300, -math.inf)):
+        losses = [adaptive_info_nce(Z, k, backend=backend) for k in (number, same)]
+        assert torch.equal(*losses)
 
 
 def test_unknown_backend() -> None:

@@ -144,6 +144,14 @@ def test_straight_through_survives_an_overflowing_share() -> None:
     assert result.grad_z.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_overflowing_share_of_no_slope_is_no_gradient(dtype: torch.dtype) -> None:
+    z = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [0.8, 0.6]], dtype=dtype)
+    result = run(reference.adaptive_info_nce, z, torch.full((4,), -math.inf), dtype,
+                 temperature=1e-3, threshold_grad=0.1, weighting="printed")
+    assert result.grad_threshold.eq(0).all()
+
+
 def test_straight_through_keeps_a_slope_forty_widths_away() -> None:
     """Row 0 excludes two pairs, each e^(2 / temperature) times its partner's exponential."""
     z = torch.tensor([[1.0], [1.0], [-1.0], [1.0]], dtype=torch.float64)
@@ -162,6 +170,19 @@ def test_half_precision_rounds_unit_rows_only(dtype: torch.dtype) -> None:
     s = reference.cosine_similarities(z)
     assert s.dtype is torch.float32
     torch.testing.assert_close(s.double(), unit @ unit.T, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("upstream", [1e-7, 1e6])
+def test_half_precision_rounds_gradients_at_the_end(upstream: float) -> None:
+    """Those of unit rows are under float16's range, or over it."""
+    z = make_rows(8, 6, torch.float16) * (100 if upstream > 1 else 1e-3)
+    gradients = []
+    for dtype in (torch.float16, torch.float64):
+        rows = z.detach().to(dtype).requires_grad_()
+        loss = reference.adaptive_info_nce(rows, 0.05)
+        loss.backward(torch.full_like(loss, upstream))
+        gradients.append(rows.grad.double())
+    torch.testing.assert_close(*gradients, rtol=0.01, atol=0.01 * gradients[1].abs().max().item())
 
 
 def test_unit_rows_of_any_magnitude() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from available import needs_cpp
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arec_kernels import (
+    adaptive_info_nce,
     alignment_uniformity,
     reference,
     row_similarity_quantile,
@@ -69,6 +71,12 @@ def test_histogram(backend, device, n, d, bins, dtype) -> None:
         assert_same_histogram(histogram, z, groups)
 
 
+def test_bins_of_another_integer_type(backend: str, device: str) -> None:
+    z = make_rows(8, 3, device=device)
+    counts = [similarity_histogram(z, bins, backend=backend) for bins in (5, np.int64(5))]
+    assert torch.equal(*counts)
+
+
 def test_histogram_at_the_ends(backend: str, device: str) -> None:
     z = torch.tensor([[1.0], [-1.0], [2.0], [-3.0]], device=device)
     assert similarity_histogram(z, 4, backend=backend).tolist() == [8, 0, 0, 0]
@@ -107,6 +115,22 @@ def test_quantile_of_ties(backend: str, device: str) -> None:
         assert row_similarity_quantile(z, q, backend=backend).tolist() == [k] * 40
 
 
+def test_quantile_between_neighbouring_floats_leaves_the_upper_one_above(
+    backend: str, device: str
+) -> None:
+    z = 1 + 0.006 * make_rows(200, 16, device=device)
+    above = []
+    k = row_similarity_quantile(z, 0.8, backend=backend)
+    for threshold in (k, k.nextafter(torch.full_like(k, -2.0))):
+        options = {"histogram_bins": 1, "backend": backend}
+        above.append(adaptive_info_nce(z, threshold, **options)[1].positives)
+    expected = 198 - 158  # floor(0.8 * 198) of 198 candidates are not above
+    fewer = above[0] < expected
+    assert (above[0][~fewer] == expected).all()
+    assert (above[1][fewer] > expected).all(), "where the two are equal, and only there"
+    assert fewer.sum() < 100
+
+
 def test_quantile_of_not_a_number(backend: str, device: str) -> None:
     z = make_rows(20, 4, device=device)
     z[3, 0] = math.nan
@@ -141,6 +165,7 @@ def test_no_gradient(backend: str, device: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda z: similarity_histogram(z, True), "bins: expected an integer from 1 to 4194304, got True"),
         (lambda z: similarity_histogram(z, 0), "bins: expected an integer from 1 to 4194304, got 0"),
         (lambda z: similarity_histogram(z * math.nan, 5), "z: expected finite values"),
         (lambda z: similarity_histogram(z[:3], 5), "z: expected an even number of rows"),
