@@ -11,11 +11,10 @@ import math
 import sys
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from arec.tables import markdown_table
 
-matplotlib.use("Agg")
 D = 64  # of the table and the plot; the others are in the file
 
 
@@ -84,13 +83,9 @@ def text(collected: dict, name: str) -> str:
 
 def plot(collected: dict, path: Path) -> None:
     """Time over N, one line a contender, one part a format."""
-    from matplotlib import pyplot
-
     shown = formats(collected)
-    figure, axes = pyplot.subplots(
-        1, len(shown), figsize=(6 * len(shown), 4.5), sharey=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    figure = Figure(figsize=(6 * len(shown), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)
     for axis, form in zip(axes[0], shown, strict=True):
         for name, records in contenders(collected, form).items():
             points = sorted((n, record["ms"]) for n, record in records.items())
