@@ -149,7 +149,7 @@ def simthres_table() -> str:
 
 def paper_table(name: str, dataset: str) -> str:
     """A table of the paper from the published runs of recipes, which may be on other view pairs."""
-    runs = [json.loads(path.read_text()) for path in RESULTS.glob(f"*-{dataset}*.json")]
+    runs = [run for seeds in by_name(dataset).values() for run in seeds]
     # Recipes leave the precision to the machine.
     same = {"seed": 0, "precision": "auto"}
     configs = [Config.model_validate({**run["config"], **same}) for run in runs]
