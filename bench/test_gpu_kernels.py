@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from provenance import RESULTS, card_name, commit
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from arec.checkpoint import write_text
 from arec_kernels import adaptive_info_nce
 from arec_kernels.registration import IMPLEMENTED
 
@@ -196,9 +196,7 @@ class Report:
             r for r in self.collected["records"] if any(r[key] != record[key] for key in case)
         ]
         self.collected["records"] = [*records, record]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.collected, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        write_text(self.path, json.dumps(self.collected, indent=1) + "\n")
 
 
 @pytest.fixture(scope="session")
