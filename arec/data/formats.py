@@ -250,9 +250,7 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
     def column(name: str) -> pl.Series:
         return frame.to_series(fields.index(name))
 
-    result = _interactions(
-        column(columns.user), column(columns.item), column(columns.time) if columns.time else None
-    )
+    result = _interactions(columns, column)
     # A blank line became a row of nulls.
     blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
     bad = (_incomplete(result) & ~blank).arg_true()
@@ -282,9 +280,7 @@ def _read_parquet(where: str, data: bytes, columns: Columns) -> pl.DataFrame:
     try:
         columns = _chosen_columns(where, columns, list(pl.read_parquet_schema(io.BytesIO(data))))
         frame = pl.read_parquet(io.BytesIO(data), columns=sorted(_named(columns)))
-        result = _interactions(
-            frame[columns.user], frame[columns.item], frame[columns.time] if columns.time else None
-        )
+        result = _interactions(columns, frame.get_column)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{where}: not a readable Parquet file ({_summary(error)})") from None
     bad = _incomplete(result).arg_true()
@@ -322,10 +318,12 @@ def _named(columns: Columns) -> set[str]:
     return {columns.user, columns.item, columns.time} - {""}
 
 
-def _interactions(user: pl.Series, item: pl.Series, time: pl.Series | None) -> pl.DataFrame:
-    """Columns user, item and, if given, time; null where there is no id or no valid time."""
-    frame = pl.DataFrame({"user": _as_id(user), "item": _as_id(item)})
-    return frame if time is None else frame.with_columns(_as_number(time).alias("time"))
+def _interactions(columns: Columns, column: Callable[[str], pl.Series]) -> pl.DataFrame:
+    """Columns user, item and, if named, time; null where there is no id or no valid time."""
+    result = {"user": _as_id(column(columns.user)), "item": _as_id(column(columns.item))}
+    if columns.time:
+        result["time"] = _as_number(column(columns.time))
+    return pl.DataFrame(result)
 
 
 def _check_values(
