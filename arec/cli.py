@@ -68,13 +68,10 @@ def add_settings(parser: argparse.ArgumentParser, *, listed: bool = True) -> Non
                 option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, **shown
             )
         else:
-            choices = typing.get_args(field.annotation) if _is_choice(field.annotation) else None
+            is_choice = typing.get_origin(field.annotation) is typing.Literal
+            choices = typing.get_args(field.annotation) if is_choice else None
             metavar = "{" + ",".join(choices) + "}" if choices else name.rsplit("_", 1)[-1].upper()
             group.add_argument(option, metavar=metavar, default=argparse.SUPPRESS, **shown)
-
-
-def _is_choice(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is typing.Literal
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
