@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from programs import call
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("arec", deadline=None)
@@ -19,6 +21,19 @@ def fixed(monkeypatch) -> None:
     """Models of tests are always the same ones, and on the processor, whose words and figures they expect."""
     torch.manual_seed(0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys) -> Callable[..., str]:
+    """What a program says, called so that it ends with exit code 2."""
+
+    def refused(program, *arguments: object) -> str:
+        with pytest.raises(SystemExit) as exit:
+            call(program, monkeypatch, *arguments)
+        assert exit.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from arec.ranking import CUTOFFS
 from arec.results import format_results
 
 
-def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys) -> None:
+def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, refused) -> None:
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
     cases = {"no run there": lambda: (folder / "config.toml").unlink()}
@@ -28,10 +28,7 @@ def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, capsys
         print("user90 film1 film2 film3 film4 film5", file=file)
     for message, breaks in [("other data", lambda: None), *reversed(cases.items())]:
         breaks()
-        with pytest.raises(SystemExit) as exit:
-            call(evaluate, monkeypatch, folder)
-        assert exit.value.code == 2
-        assert message in capsys.readouterr().err
+        assert message in refused(evaluate, folder)
 
 
 def test_unreadable_candidates_are_one_clear_error(log_file, tmp_path) -> None:
@@ -77,7 +74,9 @@ def test_a_run_is_evaluated_from_any_folder_and_shell(
     assert "test (filtered)" in capsys.readouterr().out
 
 
-def test_ranks_of_users_are_those_of_the_metrics(log_file, tmp_path, monkeypatch, capsys) -> None:
+def test_ranks_of_users_are_those_of_the_metrics(
+    log_file, tmp_path, monkeypatch, capsys, refused
+) -> None:
     folder, file = tmp_path / "run", tmp_path / "new/ranks.csv"
     with gzip.open(log_file, "at") as log:
         print("somebody film1 film2", file=log)  # comes first, and is not ranked
@@ -104,9 +103,7 @@ def test_ranks_of_users_are_those_of_the_metrics(log_file, tmp_path, monkeypatch
     file.unlink()
     file.mkdir()
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit:
-        call(evaluate, monkeypatch, folder, "--ranks", file)
-    assert exit.value.code == 2 and "ranks.csv: cannot be written" in capsys.readouterr().err
+    assert "ranks.csv: cannot be written" in refused(evaluate, folder, "--ranks", file)
 
 
 @pytest.mark.parametrize(("fewest", "said"), [(100, False), (99, True)])
@@ -117,7 +114,7 @@ def test_the_legend_says_when_there_are_too_few_items_to_draw(fewest: int, said:
 
 
 def test_a_checkpoint_of_other_settings_is_one_clear_error(
-    log_file, tmp_path, monkeypatch, capsys
+    log_file, tmp_path, monkeypatch, capsys, refused
 ) -> None:
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
@@ -134,10 +131,8 @@ def test_a_checkpoint_of_other_settings_is_one_clear_error(
         breaks()
         for arguments in ([evaluate, folder], [recommend, folder], [train, "--resume", folder]):
             capsys.readouterr()
-            with pytest.raises(SystemExit) as exit:
-                call(arguments[0], monkeypatch, *arguments[1:])
-            assert exit.value.code == 2
-            assert "does not fit the settings of config.toml" in capsys.readouterr().err
+            error = refused(arguments[0], *arguments[1:])
+            assert "does not fit the settings of config.toml" in error
 
 
 def test_candidates_that_are_gone_are_drawn_again_alike(log_file, tmp_path, monkeypatch) -> None:

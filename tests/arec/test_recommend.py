@@ -107,8 +107,5 @@ def test_histories_are_of_items_that_the_model_knows(wrong) -> None:
         recommend.score_histories(objective, wrong)
 
 
-def test_no_items_are_no_recommendation(tmp_path, monkeypatch, capsys) -> None:
-    with pytest.raises(SystemExit) as exit:
-        call(recommend, monkeypatch, tmp_path, "--top", 0)
-    assert exit.value.code == 2
-    assert "--top: expected at least 1, got 0" in capsys.readouterr().err
+def test_no_items_are_no_recommendation(tmp_path, refused) -> None:
+    assert "--top: expected at least 1, got 0" in refused(recommend, tmp_path, "--top", 0)

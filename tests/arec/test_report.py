@@ -234,16 +234,11 @@ def test_legends_have_the_names_of_runs_and_what_is_compared() -> None:
         (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json, line 1, column 2: not JSON"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
-    breaks, message, tmp_path, monkeypatch, capsys
-) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(breaks, message, tmp_path, refused) -> None:
     good, bad = (write(tmp_path / name, make(name)) for name in ("good", "bad"))
     changed = breaks(bad)
-    with pytest.raises(SystemExit) as exit:
-        call(report, monkeypatch, good, changed if isinstance(changed, Path) else bad,
-             "--out", tmp_path / "out")  # fmt: skip
-    error = capsys.readouterr().err
-    assert exit.value.code == 2
+    bad = changed if isinstance(changed, Path) else bad
+    error = refused(report, good, bad, "--out", tmp_path / "out")
     assert message in error
     assert error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()

@@ -178,43 +178,33 @@ def test_help_shows_its_own_options(monkeypatch, capsys) -> None:
         (["table1", "--data-dir", "{tmp}/nowhere"], "nowhere: no such folder"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
-    arguments, message, tmp_path, monkeypatch, capsys
-) -> None:
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path, refused) -> None:
     runs = tmp_path / "runs"
-    with pytest.raises(SystemExit) as exit:
-        call(reproduce, monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments),
-             "--runs-dir", runs)  # fmt: skip
-    error = capsys.readouterr().err
-    assert exit.value.code == 2
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    error = refused(reproduce, *arguments, "--runs-dir", runs)
     assert message in error
     assert error.count("\n") == 1, error
     assert not runs.exists()
 
 
 def test_a_run_with_other_settings_is_never_taken_for_ours(
-    log_file, tmp_path, monkeypatch, capsys
+    log_file, tmp_path, monkeypatch, capsys, refused
 ) -> None:
     options = ["table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY]
     call(reproduce, monkeypatch, *options)
     capsys.readouterr()
-    with pytest.raises(SystemExit) as exit:
-        call(reproduce, monkeypatch, *options, "--quantile", "0.8")
-    assert exit.value.code == 2
-    assert "seed0: holds a run with quantile 0.9, expected 0.8" in capsys.readouterr().err
+    error = refused(reproduce, *options, "--quantile", "0.8")
+    assert "seed0: holds a run with quantile 0.9, expected 0.8" in error
 
 
 def test_runs_of_other_data_are_never_taken_for_ours(
-    log_file, tmp_path, monkeypatch, capsys
+    log_file, tmp_path, monkeypatch, capsys, refused
 ) -> None:
     options = ["table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY]
     call(reproduce, monkeypatch, *options)
     capsys.readouterr()
     log_file.write_text(log_file.read_text() + "one-more film1 film2 film3 film4 film5\n")
-    with pytest.raises(SystemExit) as exit:
-        call(reproduce, monkeypatch, *options)
-    assert exit.value.code == 2
-    assert "trained on other data than" in capsys.readouterr().err
+    assert "trained on other data than" in refused(reproduce, *options)
 
 
 def test_each_seed_has_built_in_data_of_its_own(tmp_path) -> None:

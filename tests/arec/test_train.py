@@ -87,12 +87,11 @@ def test_a_run_is_trained_by_one_process(log_file, tmp_path, monkeypatch, capsys
     assert (folder / "metrics.json").exists(), "the lock went with its holder"
 
 
-def test_a_folder_that_cannot_be_made_is_said_before_reading(tmp_path, monkeypatch, capsys) -> None:
+def test_a_folder_that_cannot_be_made_is_said_before_reading(tmp_path, refused) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--dataset", tmp_path / "missing.csv", "--run-dir", tmp_path / "file/run")
-    assert exit.value.code == 2
-    assert "file/run: cannot be written: Not a directory" in capsys.readouterr().err
+    missing, folder = tmp_path / "missing.csv", tmp_path / "file/run"
+    error = refused(train, "--dataset", missing, "--run-dir", folder)
+    assert "file/run: cannot be written: Not a directory" in error
 
 
 def test_a_file_system_without_locks_is_no_obstacle(log_file, tmp_path, monkeypatch) -> None:
@@ -146,15 +145,11 @@ def test_one_user(tmp_path, monkeypatch, capsys) -> None:
         ("u1 a a a a\nu2 a a a a\n", "expected at least 2 items, got 1"),
     ],
 )
-def test_nothing_to_train_on_leaves_nothing_behind(
-    tmp_path, monkeypatch, capsys, text, message
-) -> None:
+def test_nothing_to_train_on_leaves_nothing_behind(tmp_path, text, message, refused) -> None:
     folder, log_file = tmp_path / "run", tmp_path / "log.txt"
     log_file.write_text(text)
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--k-core", 1, *SMALL)
-    assert exit.value.code == 2
-    assert message in capsys.readouterr().err
+    error = refused(train, "--dataset", log_file, "--run-dir", folder, "--k-core", 1, *SMALL)
+    assert message in error
     assert not folder.exists()
 
 
@@ -196,7 +191,7 @@ def test_the_same_seed_gives_the_same_run(log_file, tmp_path, monkeypatch) -> No
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    arguments, message, log_file, tmp_path, monkeypatch, capsys
+    arguments, message, log_file, tmp_path, refused
 ) -> None:
     (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
@@ -204,39 +199,31 @@ def test_bad_input_is_one_line_and_exit_code_2(
     defaults = [] if "--resume" in arguments else ["--dataset", log_file]
     if "--run-dir" not in arguments and "--resume" not in arguments:
         defaults += ["--run-dir", tmp_path / "run"]
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, *defaults, *arguments)
-    error = capsys.readouterr().err
-    assert exit.value.code == 2
+    error = refused(train, *defaults, *arguments)
     assert message in error
     assert error.count("\n") == 1, error
     assert "Traceback" not in error
     assert sorted(tmp_path.rglob("*")) == before, "nothing is left behind"
 
 
-def test_a_run_is_never_overwritten(log_file, tmp_path, monkeypatch, capsys) -> None:
+def test_a_run_is_never_overwritten(log_file, tmp_path, monkeypatch, refused) -> None:
     folder = tmp_path / "run"
     options = ["--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL]
     call(train, monkeypatch, *options)
     before = (folder / "checkpoint.pt").read_bytes()
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, *options)
-    assert exit.value.code == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "holds a run already" in refused(train, *options)
     assert (folder / "checkpoint.pt").read_bytes() == before
 
 
 def test_a_folder_of_other_files_is_refused_before_training(
-    log_file, tmp_path, monkeypatch, capsys
+    log_file, tmp_path, monkeypatch, refused
 ) -> None:
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "train.log").write_text("mine")
     options = ["--dataset", log_file, "--epochs", 1, *SMALL]
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, *options, "--run-dir", folder)
-    assert exit.value.code == 2
-    assert "mine: holds other files; expected a new or an empty folder" in capsys.readouterr().err
+    error = refused(train, *options, "--run-dir", folder)
+    assert "mine: holds other files; expected a new or an empty folder" in error
     assert [path.read_text() for path in folder.iterdir()] == ["mine"]
     (folder / "train.log").unlink()
     call(train, monkeypatch, *options, "--run-dir", folder)
@@ -256,25 +243,21 @@ def test_sampled_candidates_are_for_the_test_items_and_of_the_run_s_seed(
 
 
 def test_the_figures_of_a_run_alone_are_not_taken_for_one_to_go_on(
-    log_file, tmp_path, monkeypatch, capsys
+    log_file, tmp_path, refused
 ) -> None:
     (tmp_path / "metrics.json").write_text("{}")
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path, *SMALL)
-    assert exit.value.code == 2
-    assert "holds a run already" in capsys.readouterr().err
+    error = refused(train, "--dataset", log_file, "--run-dir", tmp_path, *SMALL)
+    assert "holds a run already" in error
 
 
-def test_a_run_does_not_go_on_with_other_data(log_file, tmp_path, monkeypatch, capsys) -> None:
+def test_a_run_does_not_go_on_with_other_data(log_file, tmp_path, monkeypatch, refused) -> None:
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
     (folder / "metrics.json").unlink()  # as a run cut off before the ranking
     with gzip.open(log_file, "at") as file:
         print("user90 film1 film2 film3 film4 film5", file=file)
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--resume", folder)
-    assert exit.value.code == 2
-    assert f"{folder / 'last.pt'}: trained on other data than {log_file}" in capsys.readouterr().err
+    error = refused(train, "--resume", folder)
+    assert f"{folder / 'last.pt'}: trained on other data than {log_file}" in error
 
 
 def test_runs_as_a_module(tmp_path) -> None:
@@ -288,12 +271,10 @@ def test_runs_as_a_module(tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_name_that_is_no_text(log_file, tmp_path, monkeypatch, capsys) -> None:
+def test_a_file_name_that_is_no_text(log_file, tmp_path, monkeypatch, refused) -> None:
     data = log_file.rename(tmp_path / "walks\udcff.txt.gz")
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--dataset", data, "--run-dir", tmp_path / "run", *SMALL)
-    assert exit.value.code == 2
-    assert "'\\udcff' cannot be written as utf-8" in capsys.readouterr().err
+    error = refused(train, "--dataset", data, "--run-dir", tmp_path / "run", *SMALL)
+    assert "'\\udcff' cannot be written as utf-8" in error
     data = data.rename(tmp_path / "walks.txt.gz")
     call(train, monkeypatch, "--dataset", data, "--run-dir", tmp_path / "run\udcff", "--epochs", 1,
          *SMALL)  # fmt: skip
@@ -404,7 +385,9 @@ def test_the_default_folder_is_under_runs(tmp_path, monkeypatch) -> None:
     assert folder.parent == Path("runs") and folder.name.startswith("my.csv-sasrec-2")
 
 
-def test_trainings_that_start_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch, capsys) -> None:
+def test_trainings_that_start_in_one_second_have_folders_of_their_own(
+    tmp_path, monkeypatch, capsys, refused
+) -> None:
     monkeypatch.chdir(tmp_path)
 
     class Still(datetime):
@@ -423,9 +406,7 @@ def test_trainings_that_start_in_one_second_have_folders_of_their_own(tmp_path, 
     capsys.readouterr()
     (tmp_path / "runs").rename(tmp_path / "old")
     (tmp_path / "runs").touch()
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--method", "sasrec")
-    assert exit.value.code == 2 and "cannot be written: Not a directory" in capsys.readouterr().err
+    assert "cannot be written: Not a directory" in refused(train, "--method", "sasrec")
 
 
 def test_a_program_that_trains_keeps_its_random_numbers_and_its_log_level(

@@ -96,7 +96,7 @@ def test_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_the_best_epoch_is_ranked_and_the_data_are_loaded_once(
-    log_file, tmp_path, monkeypatch, capsys
+    log_file, tmp_path, monkeypatch, capsys, refused
 ) -> None:
     folder, loads = tmp_path / "run", []
     load = checkpoint.load
@@ -117,10 +117,7 @@ def test_the_best_epoch_is_ranked_and_the_data_are_loaded_once(
 
     (folder / "metrics.json").unlink()  # as a run cut off before the ranking
     torch.save([1], folder / "checkpoint.pt")
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--resume", folder)
-    assert exit.value.code == 2
-    assert "checkpoint.pt: does not fit the settings" in capsys.readouterr().err
+    assert "checkpoint.pt: does not fit the settings" in refused(train, "--resume", folder)
 
 
 def test_adaptiverec_trains_through_the_op_and_nothing_else(
@@ -143,17 +140,14 @@ def test_adaptiverec_trains_through_the_op_and_nothing_else(
 
 
 def test_a_broken_last_checkpoint_names_the_way_out(
-    log_file, tmp_path, monkeypatch, capsys
+    log_file, tmp_path, monkeypatch, capsys, refused
 ) -> None:
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
     table = capsys.readouterr().out
     (folder / "metrics.json").unlink()
     (folder / "last.pt").write_bytes(b"PK")
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--resume", folder)
-    assert exit.value.code == 2
-    assert "delete it, and --resume trains from the beginning" in capsys.readouterr().err
+    assert "delete it, and --resume trains from the beginning" in refused(train, "--resume", folder)
     (folder / "last.pt").unlink()
     call(train, monkeypatch, "--resume", folder)
     assert capsys.readouterr().out == table
@@ -196,7 +190,7 @@ def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) ->
     [("loss", "the training loss is nan"), ("weights", "weights of the model have become")],
 )
 def test_a_broken_model_writes_no_checkpoint(
-    log_file, tmp_path, monkeypatch, capsys, broken, seconds, what, message
+    log_file, tmp_path, monkeypatch, broken, seconds, what, message, refused
 ) -> None:
     monkeypatch.setattr(arec.trainer, "_SAVE_SECONDS", seconds)
     original = Trainer._train
@@ -218,10 +212,7 @@ def test_a_broken_model_writes_no_checkpoint(
 
     monkeypatch.setattr(Trainer, "_train", train_and_explode)
     folder = tmp_path / "run"
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
-    assert exit.value.code == 2
-    error = capsys.readouterr().err
+    error = refused(train, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
     assert f"epoch {broken}: {message}" in error
     assert ("still holds the best epoch" in error) is (broken > 1)
     assert ("the next run needs another folder" in error) is (broken == 1)
@@ -281,15 +272,15 @@ def test_a_run_says_which_precision_and_data_it_took(
     assert f"on cpu in {precision}" in (run / "train.log").read_text()
 
 
-def test_resume_says_where_it_looked_for_the_data(log_file, tmp_path, monkeypatch, capsys) -> None:
+def test_resume_says_where_it_looked_for_the_data(
+    log_file, tmp_path, monkeypatch, capsys, refused
+) -> None:
     folder = tmp_path / "run"
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
     (folder / "metrics.json").unlink()
     log_file.unlink()
-    with pytest.raises(SystemExit) as exit:
-        call(train, monkeypatch, "--resume", folder)
-    assert exit.value.code == 2
-    assert f"no such file; {folder / 'config.toml'} says where the data are" in capsys.readouterr().err
+    error = refused(train, "--resume", folder)
+    assert f"no such file; {folder / 'config.toml'} says where the data are" in error
     with pytest.raises(SystemExit):
         call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "new", *SMALL)
     assert "config.toml" not in capsys.readouterr().err, "there is none yet"
