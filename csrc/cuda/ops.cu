@@ -213,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   if (how.none) return {losses, log_denominator, counts, similarities, histogram};
   const Tensor reduced = torch::stable::new_empty(z, {}, ScalarType::Float);
   input.launch(reduce_losses, dim3(1), kThreads, int(kThreads * sizeof(double)),
-               static_cast<const float*>(data<float>(losses)), int(n), how.weight(n), data<float>(reduced));
+               data<const float>(losses), int(n), how.weight(n), data<float>(reduced));
   return {reduced, log_denominator, counts, similarities, histogram};
 }
 
@@ -295,7 +295,7 @@ Tensor uniformity(const Tensor& x) {
   // -2 |x_i - x_j|^2 = (s - 1) / tau at tau = 1/4.
   const Tensor statistics = count_pairs(input, kernel, rows, 0.25, nullptr);
   input.launch(finish_uniformity, dim3(1), kThreads, int(kThreads * sizeof(double)), rows,
-               static_cast<const float*>(data<float>(statistics)), data<float>(out));
+               data<const float>(statistics), data<float>(out));
   return out;
 }
 
