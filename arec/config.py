@@ -120,11 +120,7 @@ class Config(BaseModel):
         description="of the basic loss: a batch's targets and at least so many other items, drawn "
         "anew for each batch; none: all items, which for 100,000s of them is work for a GPU",
     )
-    epochs: int = Field(
-        20,
-        ge=1,
-        description="passes over the rows, at most",
-    )
+    epochs: int = Field(20, ge=1, description="passes over the rows, at most")
     batch_size: _Size = Field(128, description="sequences a step; the contrastive N is twice it")
     learning_rate: float = Field(2e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
