@@ -8,8 +8,6 @@
 #if defined(__AMX_BF16__)
 namespace {
 
-using namespace arec::cpu;
-
 struct Amx : Avx512Bf16 {
   static constexpr int kDepthStep = 16;
   static constexpr int kRows = 32, kPanelVectors = 4;

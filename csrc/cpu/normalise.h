@@ -4,10 +4,6 @@
 
 namespace {
 
-using arec::cpu::Element;
-using arec::cpu::kTile;
-using arec::cpu::Rows;
-
 struct Float32 {
   using Value = float;
   static float load(const void* p, int64_t i) { return ((const float*)p)[i]; }
@@ -101,7 +97,7 @@ typedef uint32_t Pair __attribute__((may_alias));
 // Whole tiles of rows. In a row of NaN every one is that of __builtin_nan, whose low bits are 0: exp2 adds
 // them to the exponent.
 template <class V, class E, class T>
-void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
+void normalise_rows(const Embeddings<T>& z, Rows rows) {
   constexpr int pack = V::kPack;
   const int64_t stride = z.width / pack;
   for (int64_t i = rows.begin; i < rows.end; ++i) {
@@ -148,7 +144,7 @@ void normalise_rows(const arec::cpu::Embeddings<T>& z, Rows rows) {
 
 // dz = (dẑ - (dẑ . ẑ) ẑ) / |z|
 template <class E, class T>
-void normalise_backward_rows(const arec::cpu::Backward<T>& p, Rows rows) {
+void normalise_backward_rows(const Backward<T>& p, Rows rows) {
   const auto& z = p.pairs.z;
   for (int64_t i = rows.begin; i < rows.end && i < z.n; ++i) {
     const double inverse = z.inverse_norm[i];
@@ -181,7 +177,7 @@ void with_element(Element element, F f) {
 }
 
 template <class V, class T>
-void normalise(const arec::cpu::Embeddings<T>& z, Rows rows) {
+void normalise(const Embeddings<T>& z, Rows rows) {
   with_element<T>(z.element, [&](auto e) {
     if constexpr (V::kPack == 2) normalise_rows<V, BFloat16>(z, rows);
     else normalise_rows<V, decltype(e)>(z, rows);
@@ -189,7 +185,7 @@ void normalise(const arec::cpu::Embeddings<T>& z, Rows rows) {
 }
 
 template <class T>
-void normalise_backward(const arec::cpu::Backward<T>& p, Rows rows) {
+void normalise_backward(const Backward<T>& p, Rows rows) {
   with_element<T>(p.pairs.z.element,
                   [&](auto e) { normalise_backward_rows<decltype(e)>(p, rows); });
 }

@@ -15,6 +15,8 @@
 
 namespace {
 
+using namespace arec::cpu;
+
 // Of the instruction sets whose products are multiply-adds of vectors.
 struct MultiplyAdds {
   static constexpr int kPack = 1, kDepthStep = 1;
@@ -192,7 +194,7 @@ struct Avx512Bf16 : Avx512 {
 
   // A tile of G rounded to pairs along its rows (left) and along its columns (right).
   static void pack_pairs(const float* g, float* left, float* right) {
-    constexpr int64_t size = arec::cpu::kTile;
+    constexpr int64_t size = kTile;
     for (int64_t r = 0; r < size; r += 2)
       for (int64_t c = 0; c < size; c += 32) {
         __m512i rows[2];

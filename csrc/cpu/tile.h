@@ -1,12 +1,8 @@
 // Which pairs of a tile count, for every kernel.
 #pragma once
-#include <type_traits>
-
 #include "product.h"
 
 namespace {
-
-using namespace arec::cpu;
 
 // A square tile of similarities: rows [row, row + kTile), columns likewise, row <= column.
 struct Tile {
