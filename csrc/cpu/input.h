@@ -68,6 +68,11 @@ constexpr ScalarType kScalarType = std::is_same_v<T, double>    ? ScalarType::Do
                                    : std::is_same_v<T, int64_t> ? ScalarType::Long
                                                                 : ScalarType::Float;
 
+template <class T>
+T* data(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
 inline Element element_of(const Tensor& z) {
   switch (z.scalar_type()) {
     case ScalarType::Float: return Element::kFloat32;

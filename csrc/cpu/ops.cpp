@@ -62,7 +62,7 @@ class Histogram {
   int64_t* of(int64_t worker) { return bins_ ? counts_.data() + worker * stride() : nullptr; }
   Tensor total() const {
     Tensor out = new_empty({bins_}, ScalarType::Long);
-    int64_t* const totals = static_cast<int64_t*>(out.mutable_data_ptr());
+    int64_t* const totals = data<int64_t>(out);
     std::fill(totals, totals + bins_, 0);
     for (size_t at = 0; at < counts_.size(); at += stride())
       for (int64_t k = 0; k < fine_bins(); ++k) totals[k >> shift_] += 2 * counts_[at + k];
@@ -101,10 +101,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   Tensor out_log = new_empty({n}, ScalarType::Double);
   Tensor out_count = new_empty({n}, ScalarType::Long);
   Tensor out_similarity = new_empty({n}, kScalarType<T>);
-  T* const losses = static_cast<T*>(out_loss.mutable_data_ptr());
-  double* const logs = static_cast<double*>(out_log.mutable_data_ptr());
-  int64_t* const counts = static_cast<int64_t*>(out_count.mutable_data_ptr());
-  T* const similarities = static_cast<T*>(out_similarity.mutable_data_ptr());
+  T* const losses = data<T>(out_loss);
+  double* const logs = data<double>(out_log);
+  int64_t* const counts = data<int64_t>(out_count);
+  T* const similarities = data<T>(out_similarity);
   Histogram histogram(bins);
   p.bins = histogram.fine_bins();
 
@@ -147,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   if (!reduction.none) {
     const double sum = std::accumulate(losses, losses + n, 0.0);
     out_loss = new_empty({}, kScalarType<T>);
-    *static_cast<T*>(out_loss.mutable_data_ptr()) = T(sum * reduction.weight(n));
+    *data<T>(out_loss) = T(sum * reduction.weight(n));
   }
   return {out_loss, out_log, out_count, out_similarity, histogram.total()};
 }
@@ -190,7 +190,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   Tensor grad_z = new_empty({n, input.rows.dim}, z.scalar_type());
   p.grad_z = grad_z.mutable_data_ptr();
   Tensor grad_threshold = new_empty({width > 0 ? n : 0}, kScalarType<T>);
-  T* const threshold_gradients = static_cast<T*>(grad_threshold.mutable_data_ptr());
+  T* const threshold_gradients = data<T>(grad_threshold);
 
   const double shared_shift = loss.inverse_temperature + beyond_scale(p.pairs);
   const auto prepare = [&](Rows rows) {
@@ -234,14 +234,13 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
   Input<T> input(z, true, groups);
   input.allocate();
   const auto& rows = input.rows;
-  const int64_t band = input.kernels->band;
+  const int64_t tiles = rows.padded_n / kTile, band = input.kernels->band;
   Tensor out = new_empty({rows.n}, kScalarType<T>);
-  T* const quantiles = static_cast<T*>(out.mutable_data_ptr());
-  parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
-    const int64_t tiles = rows.padded_n / kTile;
+  T* const quantiles = data<T>(out);
+  parallel(tiles, [&](int64_t worker, int64_t workers) {
     input.normalise({tiles * worker / workers * kTile, tiles * (worker + 1) / workers * kTile});
   });
-  parallel(rows.padded_n / kTile, [&](int64_t worker, int64_t workers) {
+  parallel(tiles, [&](int64_t worker, int64_t workers) {
     std::vector<T> similarities(band * rows.padded_n), scratch(rows.n);
     for (int64_t first = worker * band; first < rows.n; first += workers * band) {
       input.kernels->row_similarities(rows, first, similarities.data());
@@ -335,8 +334,7 @@ Tensor uniformity(const Tensor& x) {
     double sum = 0;
     for (double block : sums) sum += block;
     Tensor out = new_empty({}, kScalarType<T>);
-    *static_cast<T*>(out.mutable_data_ptr()) =
-        T(std::log(sum / (double(n) * double(n - 1) / 2)) + beyond_scale(pairs));
+    *data<T>(out) = T(std::log(sum / (double(n) * double(n - 1) / 2)) + beyond_scale(pairs));
     return out;
   });
 }
@@ -346,7 +344,7 @@ Tensor exp2(const Tensor& x) {
                   "x: expected a contiguous float32 tensor of a multiple of 16 numbers");
   Tensor y = torch::stable::empty_like(x);
   instruction_set(true).exp2(static_cast<const float*>(x.const_data_ptr()),
-                             static_cast<float*>(y.mutable_data_ptr()), x.numel());
+                             data<float>(y), x.numel());
   return y;
 }
 
