@@ -16,6 +16,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from rivals import RIVALS
+from timing import call, problem
+
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
@@ -39,9 +42,6 @@ class Server:
 
 def measure(rival: str, n: int, d: int, backward: bool) -> int | None:
     """The first call's peak at this size, in bytes, inputs aside; to be called once a process."""
-    from conftest import call, problem
-    from rivals import RIVALS
-
     if not CLEAR.exists():
         return None
     loss = RIVALS[rival].loss
@@ -65,8 +65,6 @@ def _answer(question: str) -> None:
 
 
 def serve() -> None:
-    from rivals import RIVALS
-
     for rival in RIVALS.values():
         with suppress(ImportError):
             importlib.import_module(rival.package.replace("-", "_"))

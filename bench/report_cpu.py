@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from conftest import total_memory
 from matplotlib.figure import Figure
 from provenance import RESULTS, commit, machine, processor
 from rivals import RIVALS
+from timing import total_memory
 
 from arec.checkpoint import write_text
 from arec.tables import markdown_table

@@ -10,8 +10,8 @@ from functools import cache
 
 import pytest
 import torch
-from conftest import call, measure, problem, total_memory
 from rivals import RIVALS, why_absent
+from timing import call, measure, problem, total_memory
 
 from arec_kernels import adaptive_info_nce, row_similarity_quantile
 from arec_kernels.reference import cosine_similarities

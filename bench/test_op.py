@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import call, measure, problem
+from timing import call, measure, problem
 
 from arec_kernels import adaptive_info_nce, alignment_uniformity, row_similarity_quantile
 from arec_kernels.registration import IMPLEMENTED
