@@ -26,17 +26,17 @@ def read_run(folder: Path, name: str) -> Run:
     """
     config = read_config(folder)
     finished = (folder / METRICS).is_file()
-    lines = _lines(folder / LOG) if finished or (folder / LOG).exists() else []
+    lines = _text(folder / LOG).splitlines() if finished or (folder / LOG).exists() else []
     if not lines:
         raise RunError(f"{folder}: no epoch is finished yet")
     log = [_json(folder / LOG, line, number) for number, line in enumerate(lines, start=1)]
-    metrics = _json(folder / METRICS, "\n".join(_lines(folder / METRICS))) if finished else None
+    metrics = _json(folder / METRICS, _text(folder / METRICS)) if finished else None
     return Run(name, config, log, metrics)
 
 
-def _lines(path: Path) -> list[str]:
+def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
         raise RunError(f"{path}: {reason}") from None
