@@ -12,7 +12,7 @@ from typing import Any
 from arec.checkpoint import LOG, METRICS, RunError, read_config, write_bytes
 from arec.cli import Parser, run
 from arec.figures import FIGURES, Plot, Run, alike
-from arec.tables import markdown_table, mean_and_deviation, with_idle_simthres
+from arec.tables import SUMMARY, markdown_table, summary, with_idle_simthres
 
 TABLE = "results.md"
 
@@ -69,18 +69,12 @@ def png(plot: Plot, runs: Sequence[Run]) -> bytes:
 
 def results_table(runs: Sequence[Run]) -> str:
     """Test figures of finished runs, at least one; runs that differ in the seed alone are one row."""
-    columns = [
-        (metric, ranking) for metric in ("NDCG@10", "Recall@10") for ranking in ("filtered", "unfiltered")
-    ]
     rows = []
     for group in alike(runs):
-        figures = (
-            mean_and_deviation([run.metrics["test"][ranking][metric] for run in group])
-            for metric, ranking in columns
-        )
+        figures = summary([run.metrics for run in group])
         named = ", ".join(run.name for run in group)
         rows.append([named, Path(group[0].config.dataset).name, *figures])
-    head = ["test", "data", *(" ".join(column) for column in columns)]
+    head = ["test", "data", *map(" ".join, SUMMARY)]
     protocol = (
         "Ranking among all items; filtered: the rest of the user's own history is not ranked. Of runs that "
         "differ in the seed alone mean ± standard deviation."

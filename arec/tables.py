@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def mean_and_deviation(figures: Sequence[float], digits: int = 4) -> str:
     """Of one seed the figure alone."""
     deviation = f" ± {np.std(figures, ddof=1):.{digits}f}" if len(figures) > 1 else ""
     return f"{np.mean(figures):.{digits}f}{deviation}"
+
+
+# What a table of runs shows of each: metrics and rankings.
+SUMMARY = tuple(product(("NDCG@10", "Recall@10"), ("filtered", "unfiltered")))
+
+
+def summary(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The test figures of `SUMMARY`, over metrics.json of every seed."""
+    return [
+        mean_and_deviation([run["test"][ranking][metric] for run in runs])
+        for metric, ranking in SUMMARY
+    ]
 
 
 @dataclass(frozen=True)

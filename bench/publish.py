@@ -22,7 +22,7 @@ import numpy as np
 from provenance import RESULTS, ROOT, commit, machine
 
 from arec.config import Config
-from arec.tables import TABLES, markdown_table, mean_and_deviation, published, to_markdown
+from arec.tables import SUMMARY, TABLES, markdown_table, published, summary, to_markdown
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 RECIPES = ROOT / "arec" / "recipes"
@@ -69,12 +69,7 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
 
     Where it is a data set's name, with the literature's NDCG@10.
     """
-    columns = [
-        (metric, ranking)
-        for metric in ("NDCG@10", "Recall@10")
-        for ranking in ("filtered", "unfiltered")
-    ]
-    head = [f"{part}, test", *map(" ".join, columns), "runs", "epochs", "minutes"]
+    head = [f"{part}, test", *map(" ".join, SUMMARY), "runs", "epochs", "minutes"]
     rows, notes, several = [], set(), False
     for name, runs in by_name(part).items():
         if recipes and not (RECIPES / f"{name}.toml").exists():
@@ -84,17 +79,13 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
             for run in runs
         }
         several |= len(runs) > 1
-        cells = [
-            mean_and_deviation([run["test"][ranking][metric] for run in runs])
-            for metric, ranking in columns
-        ]
-        cells += [str(len(runs))]
+        cells = [*summary(runs), str(len(runs))]
         cells += [f"{np.mean([run[key] for run in runs]):.0f}" for key in ("epochs", "minutes")]
         rows.append([f"`{name}`", *cells])
     for row in published_rows(part):
         cells = [
             f"{row['NDCG@10']:.4f}" if column == ("NDCG@10", row["ranking"]) else ""
-            for column in columns
+            for column in SUMMARY
         ]
         rows.append([row["what"], *cells, "", "", ""])
     lines = markdown_table(head, rows)
