@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
+import triton
 from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -187,7 +188,7 @@ def _plan(
     n: int, d: int, dtype: torch.dtype, device: torch.device, tf32: bool, forced: Tile | None
 ) -> Plan:
     if d <= MAX_WHOLE_WIDTH:
-        width = block_d = max(16, _next_power_of_2(d))
+        width = block_d = max(16, triton.next_power_of_2(d))
     else:
         width, block_d = _round_up(d, WIDE_BLOCK), WIDE_BLOCK
     operands = OPERANDS[dtype]
@@ -242,10 +243,6 @@ def forced_tile(tile: Tile) -> Iterator[None]:
 def device_of(z: Tensor) -> AbstractContextManager:
     """Launches go to the current device: makes it the one `z` is on."""
     return torch.cuda.device(z.device) if z.is_cuda else nullcontext()
-
-
-def _next_power_of_2(x: int) -> int:
-    return 1 << (x - 1).bit_length()
 
 
 def _round_up(x: int, multiple: int) -> int:
