@@ -53,7 +53,6 @@ def backward_kernel(
     d,
     n_padded,
     z_row_stride,
-    z_column_stride,
     grad_loss_stride,
     threshold_width,
     temperature,
@@ -147,7 +146,7 @@ def backward_kernel(
     grad += tl.load(of_row + PARTNER * n_padded)[:, None] * partner_block
 
     if WHOLE_ROWS:
-        z = load_rows(z_ptr, rows, z_row_stride, z_column_stride, n, d, BLOCK_D)
+        z = load_rows(z_ptr, rows, z_row_stride, n, d, BLOCK_D)
         grad = round_mantissa(through_unit_rows(z, grad, of_row, n_padded), DROPPED_BITS)
         cells = rows.to(tl.int64)[:, None] * d + columns[None, :]
         inside = (rows < n)[:, None] & (columns < d)[None, :]
@@ -263,7 +262,7 @@ def backward(
             backward_kernel, (how.row_blocks(), how.width // how.block_d),
             z, unit, coefficients, None if groups is None else groups.contiguous(), grad,
             grad_loss, num_positives, positives_similarity, grad_threshold,
-            n, d, how.rows, *z.stride(), grad_loss.stride(0), threshold_grad,
+            n, d, how.rows, z.stride(0), grad_loss.stride(0), threshold_grad,
             *options.arguments(),
             BLOCK_D=how.block_d,
             GROUPED=groups is not None,

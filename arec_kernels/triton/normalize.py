@@ -53,16 +53,14 @@ def unit_rows(
 def load_rows(
     z_ptr,
     rows,  # (ROWS,)
-    z_row_stride,
-    z_column_stride,
+    row_stride,
     n,
     d,
     BLOCK: tl.constexpr,
 ):
     """Rows of z, (ROWS, BLOCK) in fp32, zero past the last row and column."""
     columns = tl.arange(0, BLOCK)
-    row_offsets = rows.to(tl.int64) * z_row_stride
-    offsets = row_offsets[:, None] + (columns.to(tl.int64) * z_column_stride)[None, :]
+    offsets = (rows.to(tl.int64) * row_stride)[:, None] + columns.to(tl.int64)[None, :]
     mask = (rows < n)[:, None] & (columns < d)[None, :]
     return tl.load(z_ptr + offsets, mask=mask, other=0.0).to(tl.float32)
 
@@ -107,7 +105,6 @@ def normalize_kernel(
     d,
     n_padded,
     z_row_stride,
-    z_column_stride,
     grad_loss_stride,
     temperature,
     scale,  # log2(e) / temperature
@@ -123,7 +120,7 @@ def normalize_kernel(
     WEIGHTING: tl.constexpr,
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    z = load_rows(z_ptr, rows, z_row_stride, z_column_stride, n, d, BLOCK)
+    z = load_rows(z_ptr, rows, z_row_stride, n, d, BLOCK)
     unit, size, norm = unit_rows(z)
     unit = round_mantissa(unit, DROPPED_BITS).to(unit_ptr.dtype.element_ty)
     columns = tl.arange(0, BLOCK)
@@ -131,7 +128,7 @@ def normalize_kernel(
     tl.store(unit_ptr + cells, unit, mask=(rows < n_padded)[:, None] & (columns < WIDTH)[None, :])
 
     others = tl.where(rows < n // 2, rows + n // 2, rows - n // 2)
-    z_other = load_rows(z_ptr, others, z_row_stride, z_column_stride, n, d, BLOCK)
+    z_other = load_rows(z_ptr, others, z_row_stride, n, d, BLOCK)
     unit_other, _, _ = unit_rows(z_other)
     unit_other = round_mantissa(unit_other, DROPPED_BITS).to(unit_ptr.dtype.element_ty)
     s = tl.sum(unit.to(tl.float32) * unit_other.to(tl.float32), 1)
@@ -205,8 +202,7 @@ def normalize(z: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     launch(
         normalize_kernel, _grid(plan),
         z, unit, partner_similarity, None, None, None, None, None,
-        *z.shape, plan.rows, *z.stride(), 0,
-        1.0, 1.0, 1.0, 0.0,
+        *z.shape, plan.rows, z.stride(0), 0, 1.0, 1.0, 1.0, 0.0,
         POSITIVES=False, WEIGHTING="", OWN_SHIFT=False, BACKWARD=False, **_constants(plan),
     )
     return unit, partner_similarity
@@ -228,7 +224,7 @@ def normalize_for_backward(
     launch(
         normalize_kernel, _grid(plan),
         z, unit, None, grad_loss, threshold, log_denominator, num_positives, coefficients,
-        n, d, plan.rows, *z.stride(), grad_loss.stride(0), *options.arguments(),
+        n, d, plan.rows, z.stride(0), grad_loss.stride(0), *options.arguments(),
         BACKWARD=True, **options.constants(backward=True), **_constants(plan),
     )
     return unit, coefficients

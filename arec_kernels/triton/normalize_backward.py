@@ -38,14 +38,13 @@ def normalize_backward_kernel(
     n_padded,
     width,
     z_row_stride,
-    z_column_stride,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     DROPPED_BITS: tl.constexpr,
 ):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    z = load_rows(z_ptr, rows, z_row_stride, z_column_stride, n, d, BLOCK)
-    grad_unit = load_rows(grad_unit_ptr, rows, width, 1, n, d, BLOCK)
+    z = load_rows(z_ptr, rows, z_row_stride, n, d, BLOCK)
+    grad_unit = load_rows(grad_unit_ptr, rows, width, n, d, BLOCK)
     of_row = coefficients_ptr + tl.minimum(rows, n_padded - 1)
     grad = through_unit_rows(z, grad_unit, of_row, n_padded)
     grad = round_mantissa(grad, DROPPED_BITS)
@@ -67,6 +66,6 @@ def normalize_backward(
     rows = rows_a_program(block)
     launch(
         normalize_backward_kernel, (triton.cdiv(n, rows), 1),
-        z, grad_unit, coefficients, grad_z, n, d, *grad_unit.shape, *z.stride(),
+        z, grad_unit, coefficients, grad_z, n, d, *grad_unit.shape, z.stride(0),
         BLOCK=block, ROWS=rows, DROPPED_BITS=dropped_bits(z.dtype),
     )
