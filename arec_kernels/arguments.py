@@ -30,8 +30,9 @@ def check_matrix(name: str, x: Tensor) -> None:
     """`x` is a (rows, D) matrix of a supported float type with rows and columns."""
     if not isinstance(x, Tensor) or x.dim() != 2 or x.numel() == 0:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        pair = "; two views are one z: torch.cat([first, second])" * isinstance(x, (list, tuple))
         raise ValueError(
-            f"{name}: expected a matrix with at least one row and one column, got {got}"
+            f"{name}: expected a matrix with at least one row and one column, got {got}{pair}"
         )
     if x.layout is not torch.strided:
         raise ValueError(f"{name}: expected a dense tensor, got {x.layout}")
@@ -80,7 +81,7 @@ def check_options(
     """The options of `adaptive_info_nce`."""
     if not (_is_finite_number(temperature) and 1 / MOST <= temperature <= MOST):
         raise ValueError(
-            f"temperature: expected a Python number from {1 / MOST} to {MOST}, "
+            f"temperature: expected a Python number from {1 / MOST} to {MOST}, which gets no gradient, "
             f"got {_shown(temperature)}"
         )
     if type(positives) is not bool:
@@ -128,6 +129,11 @@ def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
     if isinstance(threshold, Tensor):
         if not threshold.is_floating_point():
             raise ValueError(f"threshold: expected a float type, got {threshold.dtype}")
+        if threshold.dim() == 2 and threshold.shape == z.shape:
+            raise ValueError(
+                "threshold: expected a number a row, got a matrix like z; two views are one z: "
+                "torch.cat([first, second])"
+            )
         return _rows("threshold", threshold, z).to(dtype)
     if isinstance(threshold, Real) and type(threshold) is not bool:
         # From float64, since PyTorch refuses a number that is too large for the type.

@@ -55,8 +55,10 @@ def adaptive_info_nce(
     O(W N D) memory; all of them run forward and backward.
 
     Args:
-        z: as there; with the same shape and type in every process, which is not checked.
-        threshold, groups: as there, of the rows of this process; a group has the same number everywhere.
+        z: as there; with the same shape and type in every process, which is not checked (a data loader
+            wants `drop_last=True`).
+        threshold, groups: as there, of the rows of this process; a group has the same number everywhere,
+            and processes have groups all or none, which is not checked either.
         process_group: the processes that share their rows; None: all.
         reduction: over the rows of this process.
         options: as there. The histogram is that of all rows.

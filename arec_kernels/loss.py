@@ -52,9 +52,10 @@ def adaptive_info_nce(
     row's threshold ("SimThres") are taken for false negatives: they leave the denominator and
     become positives themselves, m_i of them. The others are the negatives. With cosines s_ij, D_i
     the sum of exp(s_ij / tau) over the partner p and the negatives, and l_ij = log D_i - s_ij / tau,
-    the loss of row i is alpha l_ip + (1 - alpha) / m_i sum_j l_ij over its positives j; l_ip without.
-    With `threshold=math.inf, positives=False` this is NT-Xent (SimCLR) on cosines. The compiled
-    backends need O(N D) memory.
+    the loss of row i is alpha l_ip + (1 - alpha) / m_i sum_j l_ij over its positives j, and l_ip
+    where it has none (by default: see `weighting`). With `threshold=math.inf, positives=False` this
+    is NT-Xent (SimCLR) on cosines, and with the modalities of the rows as `groups` besides, of two
+    modalities, the loss of CLIP. The compiled backends need O(N D) memory.
 
     Args:
         z: (2B, D) float32, bfloat16 or float16, any strides, not normalised; float64 with the
@@ -69,10 +70,11 @@ def adaptive_info_nce(
             compared in float32 (float64 for float64 `z`). It gets a gradient only with
             `threshold_grad`.
         temperature: a Python number from 1e-20 to 1e20; the logits are cosine / temperature (the
-            paper has none).
-        groups: (2B,) or (B,) integers. Rows of one group >= 0 (say, with the same target item) are
-            known not to be negatives of each other and are no candidates, so no positives either
-            (this is not supervised contrast); partners stay partners.
+            paper has none). No gradient goes to it.
+        groups: (2B,) or (B,) integers. Rows of one group >= 0 (say, with the same target item, or
+            images among themselves) are known not to be negatives of each other and are no
+            candidates, so no positives either (this is not supervised contrast); partners stay
+            partners.
         positives: whether candidates above the threshold become positives (Eq. 9) or are only left
             out of the negatives (Eq. 8); then weights change nothing.
         partner_weight: the partner's weight alpha, in (0, 1] (< 1 with "printed"); the positives of
@@ -92,7 +94,7 @@ def adaptive_info_nce(
         histogram_bins: also return counts of the candidates' cosines, from the same pass: those of
             `similarity_histogram`, but that a cosine which is NaN is left out.
         reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
-        backend: None (the fastest one known for these tensors), "reference", "cpp", "triton" (on CPU
+        backend: None (the compiled one for these tensors, or else "reference"), "reference", "cpp", "triton" (on CPU
             tensors under TRITON_INTERPRET=1) or "cuda".
 
     Returns:

@@ -138,6 +138,26 @@ def simthres_table() -> str:
     return "\n".join(lines)
 
 
+def widths_table(name: str) -> str:
+    """What the width of the rows changes, from a record of `bench/report_cpu.py`."""
+    rows = json.loads((RESULTS / f"{name}.json").read_text())["benchmarks"]
+    pairs = [row for row in rows if row.get("passes") == "forward+backward"]
+    found = {(row["n"], row["d"], row["rival"]): row for row in pairs}
+    widths = sorted({d for _, d, _ in found})
+
+    def cell(n: int, d: int) -> str:
+        ours = found[n, d, "ours"]
+        ratios = (
+            f"{found[n, d, rival]['seconds'] / ours['seconds']:.1f}" for rival in ("eager", "torch.compile")
+        )
+        return ", ".join([*ratios, f"{ours['fraction']:.2f}"])
+
+    sizes = sorted({n for n, _, _ in found})
+    head = ["N", *(f"D = {d}: × eager, × torch.compile, of the limit" for d in widths)]
+    body = [[f"{n:,}", *(cell(n, d) for d in widths)] for n in sizes]
+    return "\n".join(markdown_table(head, body))
+
+
 def paper_table(name: str, dataset: str) -> str:
     """A table of the paper from the published runs of recipes, which may be on other view pairs."""
     runs = [run for seeds in by_name(dataset).values() for run in seeds]
@@ -164,6 +184,8 @@ def render(page: Path) -> str:
             body = file.read_text().strip()
         elif match[1].startswith("curve-"):
             body = curve_table(match[1].removeprefix("curve-"))
+        elif match[1].startswith("widths-"):
+            body = widths_table(match[1].removeprefix("widths-"))
         elif match[1] == "simthres":
             body = simthres_table()
         elif match[1].startswith(tuple(TABLES)):

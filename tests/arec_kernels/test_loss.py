@@ -44,13 +44,15 @@ NAN_OF_A_GPU = np.uint32(0x7FFFFFFF).view(np.float32).item()
         ({"threshold": torch.zeros(8, dtype=torch.int32)}, "threshold: expected a float type"),
         ({"threshold": torch.zeros(8).to_sparse()}, "threshold: expected a dense tensor"),
         ({"threshold": torch.zeros(8, device="meta")}, "threshold: expected device cpu"),
-        ({"temperature": 0.0}, r"temperature: expected a Python number from 1e-20 to 1e\+20, got 0"),
+        ({"temperature": 0.0}, r"temperature: expected a Python number from 1e-20 to 1e\+20, which gets no gradient, got 0"),
         ({"temperature": 1e-21}, "temperature"),
         ({"temperature": 10**400}, "temperature"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": math.inf}, "temperature"),
-        ({"temperature": torch.tensor(1.0)}, "temperature: .* got a tensor"),
+        ({"temperature": torch.tensor(1.0)}, "temperature: .* no gradient, got a tensor"),
+        ({"z": [torch.ones(4, 3)] * 2}, r"z: .* got list; two views are one z: torch.cat\(\["),
+        ({"threshold": torch.ones(8, 3)}, r"threshold: .* a matrix like z; two views are one z: torch.cat"),
         ({"temperature": True}, "temperature"),
         ({"threshold_grad": True}, "threshold_grad"),
         ({"threshold_grad": torch.ones(2)}, "threshold_grad: .* got a tensor"),
@@ -213,6 +215,17 @@ def test_infinite_threshold_is_nt_xent(backend: str, device: str, temperature: f
         loss = adaptive_info_nce(z, math.inf, positives=False, temperature=temperature,
                                  weighting=weighting, backend=backend)
         torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6 / temperature)
+
+
+def test_modalities_as_groups_are_clip(backend: str, device: str) -> None:
+    z = make_rows(30, 8, device=device)
+    images, texts = F.normalize(z.double()).chunk(2)
+    logits, pair = images @ texts.T / 0.07, torch.arange(15, device=device)
+    expected = (F.cross_entropy(logits, pair) + F.cross_entropy(logits.T, pair)) / 2
+    groups = torch.arange(2, device=device).repeat_interleave(15)
+    loss = adaptive_info_nce(z, math.inf, positives=False, temperature=0.07, groups=groups,
+                             backend=backend)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6 / 0.07)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
