@@ -22,10 +22,11 @@ from arec import parallel
 from arec.checkpoint import RUN_FILES, RunError, load_run, sampled_candidates, write_text
 from arec.cli import Parser, run
 from arec.data.split import LeaveOneOut
+from arec.device import pick_device
 from arec.objectives import Objective
 from arec.ranking import Candidates, rank_shared
 from arec.results import final_metrics, format_results
-from arec.trainer import pick_device, score_batches
+from arec.scoring import score_batches
 
 
 def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> str:

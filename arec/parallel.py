@@ -15,12 +15,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from arec.errors import UserError
 from arec_kernels import distributed
@@ -64,6 +65,12 @@ def local_rank() -> int:
 
 def is_main() -> bool:
     return rank() == 0
+
+
+def progress(total: int, unit: str, **options: Any) -> tqdm:
+    """A bar in the main process, where somebody watches."""
+    hidden = None if is_main() else True  # None: where nobody watches
+    return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=hidden, **options)
 
 
 def from_main(make: Callable[[], T]) -> T:

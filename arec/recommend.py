@@ -17,9 +17,9 @@ from arec.checkpoint import RunError, load_run
 from arec.cli import Parser, run
 from arec.data.batches import gather_windows
 from arec.data.interactions import Sequences
+from arec.device import pick_device
 from arec.objectives import Objective
 from arec.ranking import top_items, users_at_once
-from arec.trainer import pick_device
 
 
 @torch.no_grad()

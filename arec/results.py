@@ -8,8 +8,9 @@ from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection, simthres_spread
 from arec.objectives import AdaptiveRec, Objective
 from arec.ranking import SAMPLED, Candidates, evaluate_scores, popularity_scores, upper_bound_scores
+from arec.scoring import evaluate
 from arec.tables import TABLE_METRICS
-from arec.trainer import evaluate, training_batches
+from arec.trainer import training_batches
 
 _SPREAD_ROWS = 4096
 _ROWS = {"test": "test", "popularity": "popularity", "upper_bound": "upper bound"}

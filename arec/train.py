@@ -38,10 +38,11 @@ from arec.checkpoint import (
 )
 from arec.cli import Parser, add_settings, given_settings, run
 from arec.config import RECIPE_NAMES, Config
+from arec.device import pick_device
 from arec.evaluate import evaluate_run
 from arec.results import final_metrics, format_results
 from arec.tables import FEWEST_ABOVE
-from arec.trainer import Trainer, pick_device
+from arec.trainer import Trainer
 from arec_kernels.registration import EXTENSION_ERRORS
 
 log = logging.getLogger("arec")

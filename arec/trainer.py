@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,12 @@ from arec.checkpoint import (
     write_text,
 )
 from arec.config import Config
-from arec.data.batches import TrainingBatches, history_batches
-from arec.data.split import LeaveOneOut, Stage
+from arec.data.batches import TrainingBatches
+from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection
-from arec.objectives import AdaptiveRec, Objective, build_objective
-from arec.ranking import Candidates, ScoreBatch, evaluate_scores, users_at_once
+from arec.device import pick_device, pick_precision
+from arec.objectives import AdaptiveRec, build_objective
+from arec.scoring import evaluate
 
 log = logging.getLogger("arec")
 
@@ -41,71 +41,6 @@ log = logging.getLogger("arec")
 _ALIGNMENT_ROWS = 1024
 # What an interruption may cost, where an epoch takes longer.
 _SAVE_SECONDS = 300
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto`` is a GPU where there is one: the first, or that of this process.
-
-    Raises:
-        RunError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise RunError(f"device: expected auto, cpu or cuda, got {name!r}")
-    if name.startswith("cuda") and parallel.count() > 1:
-        if name != "cuda":
-            raise RunError(f"device: expected auto, cpu or cuda with several processes, got {name!r}")
-        name = f"cuda:{parallel.local_rank()}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunError(f"device: {name!r} cannot be used here: {reason}") from None
-    return device
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 where the device has instructions for it, else float32."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Only oneDNN uses the instructions. PyTorch knows of them from 2.11 on; the last is ARM's.
-        has = getattr(torch.cpu, "get_capabilities", dict)()
-        found = any(has.get(feature) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
-        fast = found and torch.backends.mkldnn.is_available()
-    return "bfloat16" if fast else "float32"
-
-
-@torch.no_grad()
-def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Iterator[ScoreBatch]:
-    """Users and their scores of all items, batch by batch, each user once."""
-    objective.eval()
-    device = objective.device
-    size = users_at_once(split.sequences.num_items, device.type)
-    with _progress(len(split.eval_users), "user", desc="ranking", delay=10, leave=False) as bar:
-        for users, inputs, lengths in history_batches(
-            split, stage, batch_size=size, max_length=objective.encoder.max_length
-        ):
-            yield users, objective.score(inputs.to(device), lengths.to(device))
-            bar.update(len(users))
-
-
-def _progress(total: int, unit: str, **options: Any) -> tqdm:
-    hidden = None if parallel.is_main() else True  # None: where nobody watches
-    return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=hidden, **options)
-
-
-def evaluate(
-    objective: Objective, split: LeaveOneOut, stage: Stage, candidates: Candidates | None = None
-) -> dict[str, dict[str, float]]:
-    """The metrics of each protocol: see :func:`arec.ranking.evaluate_scores`."""
-    return evaluate_scores(
-        split, stage, lambda part: score_batches(objective, part, stage), candidates
-    )
 
 
 def training_batches(config: Config, split: LeaveOneOut, *, shares: int = 1) -> TrainingBatches:
@@ -193,7 +128,7 @@ class Trainer:
         """
         done = len(self.records)
         steps = (self.config.epochs - done) * len(self.batches) - self.step
-        with _progress(steps, "batch") as bar:
+        with parallel.progress(steps, "batch") as bar:
             for epoch in range(done + 1, self.config.epochs + 1):
                 if self.best_epoch and epoch - self.best_epoch > self.config.patience:
                     log.info("no better epoch in %d: stopped", self.config.patience)

@@ -21,8 +21,8 @@ from arec.data.batches import gather_windows
 from arec.data.split import LeaveOneOut
 from arec.metrics import metrics_from_ranks
 from arec.ranking import target_ranks, top_items
+from arec.scoring import score_batches
 from arec.tables import markdown_table
-from arec.trainer import score_batches
 
 TOP = 10
 

@@ -12,7 +12,8 @@ from arec.config import Config
 from arec.data.split import LeaveOneOut
 from arec.objectives import _METHODS, AdaptiveRec
 from arec.objectives.contrastive import ContrastiveObjective
-from arec.trainer import Trainer, evaluate, training_batches
+from arec.scoring import evaluate
+from arec.trainer import Trainer, training_batches
 
 ROWS = 21  # with 8 in a batch the last one is incomplete
 

@@ -26,7 +26,8 @@ from arec.data.split import LeaveOneOut
 from arec.errors import DataError
 from arec.objectives import build_objective
 from arec.ranking import draw_candidates
-from arec.trainer import Trainer, evaluate, training_batches
+from arec.scoring import evaluate
+from arec.trainer import Trainer, training_batches
 
 PROCESSES = 2
 # Without dropout, and with the last item masked alone, so that all draw the same.
