@@ -94,7 +94,7 @@ def adaptive_info_nce(
         histogram_bins: also return counts of the candidates' cosines, from the same pass: those of
             `similarity_histogram`, but that a cosine which is NaN is left out.
         reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
-        backend: None (the compiled one for these tensors, or else "reference"), "reference", "cpp", "triton" (on CPU
+        backend: None (the compiled one for these tensors, or else the oracle), "reference", "cpp", "triton" (on CPU
             tensors under TRITON_INTERPRET=1) or "cuda".
 
     Returns:
