@@ -124,8 +124,8 @@ def simthres_table() -> str:
                 np.mean([run["simthres"][key] for run in runs])
                 for key in ("mean", "std", "quantile_std", "correlation")
             )
-            k_stat, positives = (
-                np.mean([run["log"][-1][key] for run in runs])
+            k_stat, positives = (  # none where pairs above k are masked
+                np.mean([run["log"][-1].get(key, 0.0) for run in runs])
                 for key in ("k_stat", "positives_per_row")
             )
             rows.append([
@@ -134,7 +134,7 @@ def simthres_table() -> str:
                 f"{correlation:.2f}",
             ])  # fmt: skip
     lines = markdown_table(head, rows)
-    lines += ["", "k, the spreads and the correlation (of k with the row's quantile): the chosen checkpoint's."]
+    lines += ["", "k, the spreads and the correlation (of k with the row's quantile): the chosen checkpoint's, without dropout."]
     return "\n".join(lines)
 
 
