@@ -343,9 +343,13 @@ _WITH_DUOREC = [
     for method in ("duorec", "adaptiverec")
     for views in ("us_x", "su", "un")
 ]
-_MASK_ONLY = {**_ADAPTIVEREC, "positives": False}
+# The paper's, whatever a recipe has: with the released denominator a mask would change nothing, and the
+# released regulariser has a weight of its own.
+_MASK_ONLY = {
+    **_ADAPTIVEREC, "positives": False, "denominator": "negatives", "regulariser": "paper"
+}  # fmt: skip
 _GRADIENT = {"threshold_grad": 0.05}
-_FREE = {"regulariser": "paper", "lambda_reg": 0.0, **_GRADIENT}
+_FREE = {"lambda_reg": 0.0, **_GRADIENT}
 
 # By file name.
 FIGURES = {
