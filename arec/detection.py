@@ -26,7 +26,8 @@ def false_negative_detection(
 
     Args:
         batches: with ``intents``; the objective sees them as in training, for without dropout rows
-            are more alike, and more of them above k.
+            are more alike, and more of them above k. k of ``simthres="epoch"`` is the one with which
+            training goes on.
 
     Returns:
         ``precision`` and ``recall`` of M⁺; ``base_rate``, the share of true false negatives among
