@@ -242,7 +242,8 @@ def _fit_and_rank(trainer: Trainer) -> str:
     above = {}
     if config.adaptive and config.contrastive:
         what = "positives" if config.positives else "masked"
-        most = max(record[f"{what}_per_row"] for record in records)
+        # A run that goes on may have begun before masked pairs were counted.
+        most = max(record.get(f"{what}_per_row", 0.0) for record in records)
         above[f"most_{what}_per_row"] = most
         if most < FEWEST_ABOVE:
             steps = "" if config.threshold_stays else "train more steps (--epochs, another --batch-size), or "

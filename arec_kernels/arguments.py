@@ -136,9 +136,9 @@ def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
             )
         return _rows("threshold", threshold, z).to(dtype)
     if isinstance(threshold, Real) and type(threshold) is not bool:
-        # From float64, since PyTorch refuses a number that is too large for the type.
-        threshold = torch.tensor(float(threshold), dtype=torch.float64, device=z.device)
-        return threshold.to(dtype).repeat(z.shape[0])
+        if abs(threshold) > torch.finfo(dtype).max:  # which PyTorch refuses
+            threshold = math.inf if threshold > 0 else -math.inf
+        return torch.full((z.shape[0],), float(threshold), dtype=dtype, device=z.device)
     raise ValueError(f"threshold: expected a number or a tensor, got {type(threshold).__name__}")
 
 
