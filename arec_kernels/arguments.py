@@ -19,6 +19,8 @@ WEIGHTINGS = ("label", "label-unnormalised", "printed")
 REDUCTIONS = ("mean", "sum", "none")
 MOST_BINS = 1 << 22  # finer ones would be lost in the rounding of a float32 similarity
 MOST = 1e20  # of temperatures and widths, and of 1 over them: float32 holds what follows from those
+RANGE = f"from {1 / MOST} to {MOST}"
+ONE_Z = "two views are one z: torch.cat([first, second])"
 
 
 def compute_dtype(z: Tensor) -> torch.dtype:
@@ -30,7 +32,7 @@ def check_matrix(name: str, x: Tensor) -> None:
     """`x` is a (rows, D) matrix of a supported float type with rows and columns."""
     if not isinstance(x, Tensor) or x.dim() != 2 or x.numel() == 0:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        pair = "; two views are one z: torch.cat([first, second])" * isinstance(x, (list, tuple))
+        pair = f"; {ONE_Z}" if isinstance(x, (list, tuple)) else ""
         raise ValueError(
             f"{name}: expected a matrix with at least one row and one column, got {got}{pair}"
         )
@@ -79,9 +81,9 @@ def check_options(
     reduction: str,
 ) -> None:
     """The options of `adaptive_info_nce`."""
-    if not (_is_finite_number(temperature) and 1 / MOST <= temperature <= MOST):
+    if not _is_scale(temperature):
         raise ValueError(
-            f"temperature: expected a Python number from {1 / MOST} to {MOST}, which gets no gradient, "
+            f"temperature: expected a Python number {RANGE}, which gets no gradient, "
             f"got {_shown(temperature)}"
         )
     if type(positives) is not bool:
@@ -96,12 +98,9 @@ def check_options(
         raise ValueError(f"weighting: expected one of {WEIGHTINGS}, got {weighting!r}")
     if weighting == "printed" and partner_weight == 1:
         raise ValueError("partner_weight: expected a number < 1 with weighting='printed', got 1")
-    if threshold_grad is not None and not (
-        _is_finite_number(threshold_grad) and 1 / MOST <= threshold_grad <= MOST
-    ):
+    if threshold_grad is not None and not _is_scale(threshold_grad):
         raise ValueError(
-            f"threshold_grad: expected None or a width from {1 / MOST} to {MOST}, "
-            f"got {_shown(threshold_grad)}"
+            f"threshold_grad: expected None or a width {RANGE}, got {_shown(threshold_grad)}"
         )
     if histogram_bins is not None:
         check_bins("histogram_bins", histogram_bins)
@@ -130,10 +129,7 @@ def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
         if not threshold.is_floating_point():
             raise ValueError(f"threshold: expected a float type, got {threshold.dtype}")
         if threshold.dim() == 2 and threshold.shape == z.shape:
-            raise ValueError(
-                "threshold: expected a number a row, got a matrix like z; two views are one z: "
-                "torch.cat([first, second])"
-            )
+            raise ValueError(f"threshold: expected a number a row, got a matrix like z; {ONE_Z}")
         return _rows("threshold", threshold, z).to(dtype)
     if isinstance(threshold, Real) and type(threshold) is not bool:
         if abs(threshold) > torch.finfo(dtype).max:  # which PyTorch refuses
@@ -176,6 +172,11 @@ def _rows(name: str, value: Tensor, z: Tensor) -> Tensor:
 def _shown(value: object) -> str:
     """A tensor has many lines, and may be on a device."""
     return "a tensor" if isinstance(value, Tensor) else repr(value)
+
+
+def _is_scale(value: object) -> bool:
+    """A temperature, or a width of the straight-through gradient."""
+    return _is_finite_number(value) and 1 / MOST <= value <= MOST
 
 
 def _is_finite_number(value: object) -> bool:

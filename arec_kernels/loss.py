@@ -94,8 +94,8 @@ def adaptive_info_nce(
         histogram_bins: also return counts of the candidates' cosines, from the same pass: those of
             `similarity_histogram`, but that a cosine which is NaN is left out.
         reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
-        backend: None (the compiled one for these tensors, or else the oracle), "reference", "cpp", "triton" (on CPU
-            tensors under TRITON_INTERPRET=1) or "cuda".
+        backend: None (the compiled one for these tensors, or else the oracle), "reference", "cpp",
+            "triton" (on CPU tensors under TRITON_INTERPRET=1) or "cuda".
 
     Returns:
         The loss, 0-d or (2B,), float32 (float64 for float64 `z`); with `histogram_bins` a pair

@@ -85,7 +85,8 @@ def alignment_uniformity(
     Alignment is the mean squared distance of the rows x_i and y_i, uniformity the logarithm of the
     mean of exp(-2 |x_i - x_j|^2) over pairs i < j of `x` (NaN for a single row), all divided by their
     norms. A row with a norm below 1e-12 is at the origin for alignment, and at a right angle to all
-    others for uniformity. Lower is better for both. float32 (float64 for float64 input); types and `backend` as in `adaptive_info_nce`.
+    others for uniformity. Lower is better for both. float32 (float64 for float64 input); types and
+    `backend` as in `adaptive_info_nce`.
 
     Raises:
         ValueError: an argument is not as described.

@@ -91,7 +91,8 @@ def quantile_kernel(
     larger = tl.where(above < candidates - rank, smaller, larger)
 
     quantile = (smaller + larger) * 0.5
-    quantile = tl.where(quantile < larger, quantile, smaller)  # neighbouring floats have none between
+    # Between neighbouring floats there is none.
+    quantile = tl.where(quantile < larger, quantile, smaller)
     quantile = tl.where(rank >= candidates, INFINITY, quantile)
     quantile = tl.where(rank <= 0, -INFINITY, quantile)
     quantile = tl.where(invalid > 0, float("nan"), quantile)
