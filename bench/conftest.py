@@ -15,7 +15,7 @@ def peak_flops() -> float:
     op = getattr(torch.ops.arec_kernels, "cpu_peak_flops", None)
     if op is None:
         pytest.skip("no compiled extension")
-    return max(op(False, 0.1) for _ in range(10))
+    return max(op(0.1) for _ in range(10))
 
 
 @pytest.fixture(scope="session")

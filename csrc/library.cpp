@@ -17,7 +17,7 @@ PyMODINIT_FUNC PyInit__C() {
 // What only tests and benchmarks need; documented in cpu/ops.h.
 STABLE_TORCH_LIBRARY_FRAGMENT(arec_kernels, m) {
   m.def("cpu_exp2(Tensor x) -> Tensor");
-  m.def("cpu_peak_flops(bool pairs, float seconds) -> float");
+  m.def("cpu_peak_flops(float seconds) -> float");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(arec_kernels, CPU, m) {

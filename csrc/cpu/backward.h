@@ -18,15 +18,15 @@ __attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>
   constexpr bool positives = option & kPositives, negatives_only = option & kNegativesOnly,
                  own_shift = option & kOwnShift, masked = option & kMasked;
   const auto& pairs = p.pairs;
-  for (int c = 0; c < kTile; c += V::kLanes) {
+  for (int c = 0; c < kSide; c += V::kLanes) {
     const int64_t j = tile.column + c;
     const auto threshold = V::load(pairs.threshold + j), denominator = V::load(p.denominator + j),
                positive = V::load(p.positive + j);
-    const int64_t rows = kTriangles<V> && tile.row == tile.column ? c + V::kLanes : kTile;
+    const int64_t rows = kTriangles<V> && tile.row == tile.column ? c + V::kLanes : kSide;
 #pragma GCC unroll 4
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t i = tile.row + r;
-      const auto x = V::load(s + r * kTile + c);
+      const auto x = V::load(s + r * kSide + c);
       const Exponentials<V, own_shift> e(x, pairs, i, j);
       // One row's share of the pair's gradient, added to `g`.
       const auto add = [&](typename V::Reg g, typename V::Reg k, typename V::Reg factor,
@@ -41,7 +41,7 @@ __attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>
                    e.row, V::broadcast(p.positive[i]));
       g = add(g, threshold, denominator, e.column, positive);
       if constexpr (masked) g = V::zero_unless(CandidateRow<V>(pairs.z, pairs.group, tile, i)(c), g);
-      V::store(s + r * kTile + c, g);
+      V::store(s + r * kSide + c, g);
     }
   }
 }
@@ -60,7 +60,7 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
                                                    const typename V::Scalar* s) {
   constexpr bool own_shift = option & kOwnShift;
   const auto& pairs = p.pairs;
-  typename V::Reg columns[kTile / V::kLanes];
+  typename V::Reg columns[kSide / V::kLanes];
   for (auto& sum : columns) sum = V::broadcast(0);
   const auto width = V::broadcast(-p.inverse_width);
   // dl/dq sigma (1 - sigma), the latter being t / (1 + t)^2 with t = exp(-|s - k| / h). In a row's own
@@ -74,13 +74,13 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
     else share = exp2<V>(x, pairs.scale, pairs.shared_shift) * t;
     return (plain * t + exponential * share) / (one * one);
   };
-  for (int64_t r = 0; r < kTile; ++r) {
+  for (int64_t r = 0; r < kSide; ++r) {
     const int64_t i = tile.row + r;
     const CandidateRow<V> candidates(pairs.z, pairs.group, tile, i);
     auto sum = V::broadcast(0);
-    for (int64_t c = tile.first_column(i, V::kLanes); c < kTile; c += V::kLanes) {
+    for (int64_t c = tile.first_column(i, V::kLanes); c < kSide; c += V::kLanes) {
       const int64_t j = tile.column + c;
-      const auto x = V::load(s + r * kTile + c);
+      const auto x = V::load(s + r * kSide + c);
       const auto candidate = candidates(c);
       const auto row = pull(x, V::broadcast(pairs.threshold[i]),
                             V::broadcast(own_shift ? pairs.shift[i] : 0),
@@ -96,7 +96,7 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
     }
     p.grad_threshold[i] += V::sum(sum);
   }
-  for (int64_t c = 0; c < kTile; ++c)
+  for (int64_t c = 0; c < kSide; ++c)
     p.grad_threshold[tile.column + c] += double(columns[c / V::kLanes][c % V::kLanes]);
 }
 
@@ -109,13 +109,13 @@ inline void add_gradients(V, const Backward<T>& p, int64_t row, int64_t column, 
   const bool triangle = row == column;
   const auto upper = triangle ? Shape::kUpper : Shape::kFull, lower = triangle ? Shape::kLower : Shape::kFull;
   if constexpr (V::kPack == 1) {
-    add_product<V>(g, kTile, 1, upper, z.rows + column * z.width, z, to_rows);
-    add_product<V>(g, 1, kTile, lower, z.rows + row * z.width, z, to_columns);
+    add_product<V>(g, kSide, 1, upper, z.rows + column * z.width, z, to_rows);
+    add_product<V>(g, 1, kSide, lower, z.rows + row * z.width, z, to_columns);
   } else {
-    alignas(64) T left[kTile * kTile / 2], right[kTile * kTile / 2];
+    alignas(64) T left[kSide * kSide / 2], right[kSide * kSide / 2];
     V::pack_pairs(g, left, right);
-    add_product<V>(left, kTile / 2, 1, upper, z.row_pairs + column / 2 * z.width, z, to_rows);
-    add_product<V>(right, 1, kTile, lower, z.row_pairs + row / 2 * z.width, z, to_columns);
+    add_product<V>(left, kSide / 2, 1, upper, z.row_pairs + column / 2 * z.width, z, to_rows);
+    add_product<V>(right, 1, kSide, lower, z.row_pairs + row / 2 * z.width, z, to_columns);
   }
 }
 
@@ -123,22 +123,22 @@ template <class V, int option>
 void backward(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
-  alignas(64) T s[kTile * kTile];
+  alignas(64) T s[kSide * kSide];
   for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile& tile) {
-    if (tile.next >= 0) {
-      if constexpr (V::kPack == 1) prefetch(z.rows + tile.next * z.width, kTile * z.width);
-      prefetch(p.gradient + tile.next * z.width, kTile * z.width);
+    if (!V::kTiles && tile.next >= 0) {
+      if constexpr (V::kPack == 1) prefetch(z.rows + tile.next * z.width, kSide * z.width);
+      prefetch(p.gradient + tile.next * z.width, kSide * z.width);
     }
     similarity_tile<V>(z, tile, s);
     if (p.grad_threshold) threshold_gradients<V, option>(p, tile, s);
-    T partners[kTile];
-    for_each_partner(z, tile, tile.row, kTile, [&](int64_t i, int64_t partner, int64_t at) {
+    T partners[kSide];
+    for_each_partner(z, tile, tile.row, kSide, [&](int64_t i, int64_t partner, int64_t at) {
       partners[i - tile.row] = partner_gradient(p, i, s[at]) + partner_gradient(p, partner, s[at]);
     });
     with_mask(tile.masked, [&](auto masked) {
       pair_gradients<V, option | (masked.value ? kMasked : 0)>(p, tile, s);
     });
-    for_each_partner(z, tile, tile.row, kTile,
+    for_each_partner(z, tile, tile.row, kSide,
                      [&](int64_t i, int64_t, int64_t at) { s[at] = partners[i - tile.row]; });
     add_gradients(V{}, p, tile.row, tile.column, s);
   });

@@ -70,22 +70,34 @@ const Candidate kCandidates[] = {  // the fastest first
     {"portable", &kernels_portable, [] { return true; }},
 };
 
-}  // namespace
-
-const IsaKernels& instruction_set(bool pairs) {
+// The first, from the forced one on, that has what is asked for: after avx512bf16 comes avx512.
+template <class F>
+const IsaKernels& first_that(F has) {
   const char* const forced = std::getenv("AREC_CPU_ISA");
-  bool below = false;  // at or after the forced one: bfloat16 pairs give way to plain AVX-512
+  bool below = !forced || !*forced;
   for (const Candidate& candidate : kCandidates) {
     const bool named = forced && !std::strcmp(forced, candidate.name);
     STD_TORCH_CHECK(!named || candidate.supported(),
                     "AREC_CPU_ISA: this machine or this build has no ", forced);
-    below = below || !forced || !*forced || named;
-    if (below && candidate.supported() && (named || candidate.fast()) &&
-        (pairs || candidate.kernels->kernels.pack == 1))
+    below = below || named;
+    if (below && candidate.supported() && (named || candidate.fast()) && has(*candidate.kernels))
       return *candidate.kernels;
   }
   STD_TORCH_CHECK(false, "AREC_CPU_ISA: expected amx, avx512bf16, avx512, avx2 or portable, got ",
                   forced);
+}
+
+}  // namespace
+
+const IsaKernels& instruction_set() {
+  return first_that([](const IsaKernels&) { return true; });
+}
+
+const Kernels<float>& float_kernels(Element element) {
+  const auto of = [&](const IsaKernels& isa) {
+    return element == Element::kBFloat16 ? isa.bfloat16 : isa.float32;
+  };
+  return *of(first_that(of));
 }
 
 }  // namespace arec::cpu

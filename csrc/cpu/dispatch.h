@@ -4,9 +4,9 @@
 
 namespace arec::cpu {
 
-// Throws for a name that is unknown or that this machine cannot run. `pairs`: whether kernels that
-// multiply pairs of bfloat16 will do.
-const IsaKernels& instruction_set(bool pairs);
+// Throws for a name that is unknown or that this machine cannot run. The second: for rows of `element`.
+const IsaKernels& instruction_set();
+const Kernels<float>& float_kernels(Element element);
 
 extern const Kernels<double> kernels_double;
 

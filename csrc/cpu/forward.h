@@ -11,28 +11,29 @@ struct Sums {
   typename V::Reg exp = V::broadcast(0), positives = exp, count = exp;
 };
 
-// The sums of rows [row, row + 4) of a tile, whose similarities are `s` (at `at` of the counter's band);
-// those of its columns go on in `columns` (kTile / kLanes).
+// Adds the pairs of rows [row, row + 4) of a tile, whose similarities are `s` (at `at` of the counter's
+// band), to the sums of these rows (4) and of the tile's columns (kSide / kLanes).
 template <class V, int option, class Counter>
 void add_sums(const Forward<typename V::Scalar>& p, const Tile& tile, int64_t row,
-              const typename V::Scalar* s, Sums<V>* columns, Counter& counter, int64_t at) {
+              const typename V::Scalar* s, Sums<V>* row_sums, Sums<V>* column_sums, Counter& counter,
+              int64_t at) {
   constexpr bool positives = option & kPositives, negatives_only = option & kNegativesOnly,
                  own_shift = option & kOwnShift, masked = option & kMasked;
   const auto& pairs = p.pairs;
-  Sums<V> rows[4];
-  for (int64_t c = Counter::kWantsAll ? 0 : tile.first_column(row, V::kLanes); c < kTile;
+  Sums<V> rows[4] = {row_sums[0], row_sums[1], row_sums[2], row_sums[3]};
+  for (int64_t c = Counter::kWantsAll ? 0 : tile.first_column(row, V::kLanes); c < kSide;
        c += V::kLanes) {
     const int64_t j = tile.column + c;
     const auto threshold = V::load(pairs.threshold + j);
-    Sums<V> column = columns[c / V::kLanes];
+    Sums<V> column = column_sums[c / V::kLanes];
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r) {
       const int64_t i = row + r;
-      const auto x = V::load(s + r * kTile + c);
+      const auto x = V::load(s + r * kSide + c);
       const Exponentials<V, own_shift> e(x, pairs, i, j);
       typename V::Mask candidate{};
       if constexpr (masked) candidate = CandidateRow<V>(pairs.z, pairs.group, tile, i)(c);
-      counter.template add<masked>(at + r * kTile + c, x, candidate);
+      counter.template add<masked>(at + r * kSide + c, x, candidate);
       const auto add = [&](Sums<V>& sums, typename V::Reg y, typename V::Reg k) {
         if constexpr (negatives_only) {
           auto below = V::not_greater(x, k);
@@ -53,14 +54,34 @@ void add_sums(const Forward<typename V::Scalar>& p, const Tile& tile, int64_t ro
       add(rows[r], e.row, V::broadcast(pairs.threshold[i]));
       add(column, e.column, threshold);
     }
-    columns[c / V::kLanes] = column;
+    column_sums[c / V::kLanes] = column;
   }
-  V::add_sums_of_4(p.sum_exp + row, rows[0].exp, rows[1].exp, rows[2].exp, rows[3].exp);
-  if constexpr (positives) {
-    V::add_sums_of_4(p.sum_positives + row, rows[0].positives, rows[1].positives, rows[2].positives,
-                     rows[3].positives);
-    V::add_sums_of_4(p.num_positives + row, V::counted(rows[0].count), V::counted(rows[1].count),
-                     V::counted(rows[2].count), V::counted(rows[3].count));
+  for (int r = 0; r < 4; ++r) row_sums[r] = rows[r];
+}
+
+// Adds the sums of rows [row, row + kSide), and begins new ones.
+template <class V, int option>
+void add_row_sums(const Forward<typename V::Scalar>& p, int64_t row, Sums<V>* sums) {
+  for (int64_t end = row + kSide; row < end; row += 4, sums += 4) {
+    V::add_sums_of_4(p.sum_exp + row, sums[0].exp, sums[1].exp, sums[2].exp, sums[3].exp);
+    if constexpr (option & kPositives) {
+      V::add_sums_of_4(p.sum_positives + row, sums[0].positives, sums[1].positives, sums[2].positives,
+                       sums[3].positives);
+      V::add_sums_of_4(p.num_positives + row, V::counted(sums[0].count), V::counted(sums[1].count),
+                       V::counted(sums[2].count), V::counted(sums[3].count));
+    }
+    for (int r = 0; r < 4; ++r) sums[r] = {};
+  }
+}
+
+template <class V, int option>
+void add_column_sums(const Forward<typename V::Scalar>& p, int64_t column, const Sums<V>* sums) {
+  for (int64_t end = column + kSide; column < end; column += V::kLanes, ++sums) {
+    V::add_lanes(p.sum_exp + column, sums->exp);
+    if constexpr (option & kPositives) {
+      V::add_lanes(p.sum_positives + column, sums->positives);
+      V::add_lanes(p.num_positives + column, V::counted(sums->count));
+    }
   }
 }
 
@@ -68,29 +89,26 @@ template <class V, int option, class Counter>
 void add_all_sums(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, Counter counter) {
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
-  alignas(64) T s[V::kRows * kTile] = {};
+  alignas(64) T s[V::kRows * kSide] = {};
+  Sums<V> row_sums[kSide];
   for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile& tile) {
-    Sums<V> column_sums[kTile / V::kLanes];
-    for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {
+    Sums<V> column_sums[kSide / V::kLanes];
+    for (int64_t row = tile.row; row < tile.row + kSide; row += V::kRows) {
       similarity_band<V>(z, tile, row, s, counter);
       counter.start_band();
       with_mask(tile.masked, [&](auto masked) {
         constexpr int all = option | (masked.value ? kMasked : 0);
         for (int64_t r = 0; r < V::kRows; r += 4)
-          add_sums<V, all>(p, tile, row + r, s + r * kTile, column_sums, counter, r * kTile);
+          add_sums<V, all>(p, tile, row + r, s + r * kSide, row_sums + (row - tile.row) + r, column_sums,
+                           counter, r * kSide);
       });
       for_each_partner(z, tile, row, V::kRows, [&](int64_t i, int64_t partner, int64_t at) {
         p.partner_similarity[i] = p.partner_similarity[partner] = s[at];
       });
     }
-    for (int c = 0; c < kTile; c += V::kLanes) {
-      const auto& sums = column_sums[c / V::kLanes];
-      V::add_lanes(p.sum_exp + tile.column + c, sums.exp);
-      if constexpr (option & kPositives) {
-        V::add_lanes(p.sum_positives + tile.column + c, sums.positives);
-        V::add_lanes(p.num_positives + tile.column + c, V::counted(sums.count));
-      }
-    }
+    add_column_sums<V, option>(p, tile.column, column_sums);
+    // Whatever part of a pair of blocks is a task, so that the threads are no matter.
+    if ((tile.column + kSide) % kTile == 0) add_row_sums<V, option>(p, tile.row, row_sums);
   });
 }
 
@@ -105,17 +123,17 @@ void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int6
 template <class V, bool negatives_only>
 void maximum(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
   using T = typename V::Scalar;
-  alignas(64) T s[kTile * kTile];
+  alignas(64) T s[kSide * kSide];
   for_each_tile<V>(p.pairs.z, p.pairs.group, rows, columns, [&](const Tile& tile) {
     similarity_tile<V>(p.pairs.z, tile, s);
-    for (int64_t r = 0; r < kTile; ++r) {
+    for (int64_t r = 0; r < kSide; ++r) {
       const int64_t i = tile.row + r;
       const CandidateRow<V> candidates(p.pairs.z, p.pairs.group, tile, i);
       const auto none = V::broadcast(-2);
       auto best = none;
-      for (int64_t c = tile.first_column(i, V::kLanes); c < kTile; c += V::kLanes) {
+      for (int64_t c = tile.first_column(i, V::kLanes); c < kSide; c += V::kLanes) {
         const int64_t j = tile.column + c;
-        const auto x = V::load(s + r * kTile + c);
+        const auto x = V::load(s + r * kSide + c);
         auto for_row = candidates(c), for_column = for_row;
         if constexpr (negatives_only) {
           for_row = for_row & V::not_greater(x, V::broadcast(p.pairs.threshold[i]));

@@ -37,7 +37,7 @@ class Workspace {
   }
   void allocate() {
     if (spare().size >= size_) block_ = std::exchange(spare(), {});
-    else block_ = {std::unique_ptr<void, Free>(std::aligned_alloc(64, size_)), size_};
+    else spare() = {}, block_ = {std::unique_ptr<void, Free>(std::aligned_alloc(64, size_)), size_};
     STD_TORCH_CHECK(block_.memory != nullptr, "out of memory: a workspace of ", size_, " bytes");
     for (const auto& [array, offset] : requests_) {
       void* const at = static_cast<char*>(block_.memory.get()) + offset;
@@ -129,22 +129,18 @@ struct Input {
       : z(input.is_contiguous() ? input : torch::stable::contiguous(input)), group_ids(groups) {
     const Element element = element_of(z);
     if constexpr (std::is_same_v<T, double>) kernels = &kernels_double;
-    else kernels = &instruction_set(element == Element::kBFloat16).kernels;
+    else kernels = &float_kernels(element);
     const int64_t n = z.size(0), dim = z.size(1);
-    const int64_t pack = kernels->pack, step = pack * kernels->depth_step;
     STD_TORCH_CHECK(!partners || n % 2 == 0, "z: expected an even number of rows, got ", n);
     rows.z = z.const_data_ptr();
     rows.element = element;
     rows.n = n;
     rows.dim = dim;
     rows.padded_n = round_up(n, kTile);
-    rows.depth = round_up(dim, step) / pack;
-    const int64_t width_step = std::max<int64_t>(16, step);
-    rows.width = round_up(dim, width_step);
-    if (rows.width >= 128) rows.width |= width_step;
     rows.partner = partners ? n / 2 : 0;
-    memory.want(rows.rows, rows.padded_n * rows.width / pack);
-    memory.want(rows.panels, rows.padded_n * rows.depth);
+    static_cast<Layout&>(rows) = kernels->layout(dim);
+    memory.want(rows.rows, rows.padded_n * rows.row_lanes);
+    memory.want(rows.panels, rows.padded_n * rows.panel_lanes);
     memory.want(rows.inverse_norm, rows.padded_n);
     if (groups) memory.want(group, rows.padded_n);
   }

@@ -33,9 +33,9 @@ void maximum_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
 template <class V>
 constexpr Kernels<typename V::Scalar> table() {
   using T = typename V::Scalar;
-  return {V::kPack, V::kDepthStep, V::kRows, normalise<V, T>, maximum_if<V>, forward_if<V, 0>,
-          backward_if<V, 0>, normalise_backward<T>, histogram<V>, uniformity<V>,
-          row_similarities<V>};
+  return {V::kRounded,       V::kRows,         V::layout,       normalise<V, T>,
+          maximum_if<V>,     forward_if<V, 0>, backward_if<V, 0>, normalise_backward<V, T>,
+          histogram<V>,      uniformity<V>,    row_similarities<V>};
 }
 
 template <class V>
@@ -53,14 +53,14 @@ double multiply_adds(int64_t repeats) {
   auto factor = V::broadcast(0.5f);
   for (int64_t i = 0; i < repeats; ++i) {
 #pragma GCC unroll 12
-    for (int k = 0; k < chains; ++k) sum[k] = V::multiply_add(sum[k], factor, factor);
+    for (int k = 0; k < chains; ++k) sum[k] = V::fused(sum[k], factor, factor);
     asm volatile("" ::: "memory");
   }
   float total = 0;
 #pragma GCC unroll 12
   for (int k = 0; k < chains; ++k) total += V::sum(sum[k]);
   asm volatile("" ::"x"(total));
-  return 2.0 * V::kPack * V::kLanes * chains * double(repeats);
+  return 2.0 * V::kLanes * chains * double(repeats);
 }
 
 }  // namespace
@@ -69,11 +69,7 @@ namespace arec::cpu {
 
 #define AREC_JOIN_(a, b) a##b
 #define AREC_JOIN(a, b) AREC_JOIN_(a, b)
-#if defined(__AMX_BF16__)
-using Vector = Amx;
-#elif defined(__AVX512BF16__)
-using Vector = Avx512Bf16;
-#elif defined(__AVX512F__)
+#if defined(__AVX512F__)
 using Vector = Avx512;
 #elif defined(__AVX2__)
 using Vector = Generic<float, int32_t, 8>;
@@ -82,7 +78,18 @@ using Vector = Generic<float, int32_t, 4>;
 extern const Kernels<double> kernels_double = table<Generic<double, int64_t, 2>>();
 #endif
 
-extern const IsaKernels AREC_JOIN(kernels_, AREC_ISA) = {
-    table<Vector>(), exp2_each<Vector>, multiply_adds<Vector>};
+#if defined(__AMX_BF16__)
+constexpr Kernels<float> kFloat32 = table<Amx<3>>(), kBFloat16 = table<Amx<1>>();
+constexpr const Kernels<float>*float32 = &kFloat32, *bfloat16 = &kBFloat16;
+#elif defined(__AVX512BF16__)
+constexpr Kernels<float> kBFloat16 = table<Avx512Bf16>();
+constexpr const Kernels<float>*float32 = nullptr, *bfloat16 = &kBFloat16;
+#else
+constexpr Kernels<float> kFloat32 = table<Vector>();
+constexpr const Kernels<float>*float32 = &kFloat32, *bfloat16 = &kFloat32;
+#endif
+
+extern const IsaKernels AREC_JOIN(kernels_, AREC_ISA) = {float32, bfloat16, exp2_each<Vector>,
+                                                         multiply_adds<Vector>};
 
 }  // namespace arec::cpu

@@ -24,23 +24,31 @@ struct Rows {  // a range of rows: whole tiles, the last of which may be cut off
   int64_t begin, end;
 };
 
-// Unit rows, packed. Rows beyond n, up to a whole tile, are zero. A lane is one number, or a pair
-// of bfloat16 where the instruction set multiplies pairs.
+// Sizes of the packed rows. A lane is one number, or a pair of bfloat16 where the instruction set
+// multiplies pairs.
+struct Layout {
+  int64_t depth;        // steps of a product over a row
+  int64_t width;        // from row to row: dim up to a step of 16 or more, an odd number of steps where
+                        // rows are long, which would share few sets of the cache if a power of two
+                        // lay between them
+  int64_t row_lanes, panel_lanes, pair_lanes;  // of rows, panels and either kind of pairs, for each row of z
+  int64_t transposed;   // numbers for each row of z that the backward pass sums transposed; else 0
+};
+
+// Unit rows, packed. Rows beyond n, up to a whole tile, are zero. Where lanes are numbers, rows are
+// (padded_n, width) and panels (padded_n / panel, depth, panel).
 template <class T>
-struct Embeddings {
+struct Embeddings : Layout {
   const void* z;        // (n, dim), contiguous, elements of type `element`
   Element element;
   int64_t n, dim;
   int64_t padded_n;     // n up to whole tiles
-  int64_t depth;        // lanes of a row in a product
-  int64_t width;        // from row to row: dim up to a step of 16 or more, an odd number of steps where
-                        // rows are long, which would share few sets of the cache if a power of two
-                        // lay between them
   int64_t partner;      // rows i and i + partner are two views; 0 if rows have no partners
-  T* rows;              // (padded_n, width / pack): left operand of z z^T, row after row
-  T* panels;            // (padded_n / panel, depth, panel): right operand of z z^T
-  T* row_pairs;         // (padded_n / 2, width): pairs of two rows, right operand of G z where lanes
-                        // are pairs; for the backward pass only, else null
+  T* rows;              // left operand of z z^T
+  T* panels;            // right operand of z z^T
+  // For the backward pass only, and where lanes are pairs; else null:
+  T* row_pairs;         // right operand of G z: pairs of two rows
+  T* column_pairs;      // left operand of z^T G, where that is computed
   double* inverse_norm; // (padded_n): 1 / |z|, 0 where |z| < 1e-12
 };
 
@@ -80,6 +88,7 @@ struct Backward {
   double* log_denominator;          // (padded_n)
   T inverse_temperature;
   T* gradient;                      // (padded_n, width): of the unit rows
+  T* transposed;                    // its share from z^T G (amx.h); else null
   void* grad_z;                     // (n, dim), elements of type `element`
   // Straight-through gradient of the threshold:
   // sum of sigma' * (linear * (s - center) + exponential * e) over the candidates.
@@ -90,9 +99,9 @@ struct Backward {
 
 template <class T>
 struct Kernels {
-  int pack;        // numbers in a lane of packed rows
-  int depth_step;  // products take this many lanes of a row at a time
-  int band;        // rows that row_similarities computes at a time
+  bool rounded;  // rows are rounded to bfloat16: for such input only
+  int band;      // rows that row_similarities computes at a time
+  Layout (*layout)(int64_t dim);
   void (*normalise)(const Embeddings<T>&, Rows);
   void (*maximum)(const Forward<T>&, Rows, Rows);
   // counts: (bins + kNowhere) of the calling worker, or null
@@ -106,7 +115,7 @@ struct Kernels {
 };
 
 struct IsaKernels {
-  Kernels<float> kernels;
+  const Kernels<float>*float32, *bfloat16;  // by input; null: those of the next instruction set will do
   void (*exp2)(const float* x, float* y, int64_t n);  // n: a multiple of 16
   double (*multiply_adds)(int64_t repeats);           // FLOP done, for the peak
 };

@@ -94,36 +94,49 @@ Norm row_norm(const void* z, int64_t offset, int64_t dim) {
 typedef uint16_t Half __attribute__((may_alias));
 typedef uint32_t Pair __attribute__((may_alias));
 
-// Whole tiles of rows. In a row of NaN every one is that of __builtin_nan, whose low bits are 0: exp2 adds
-// them to the exponent.
-template <class V, class E, class T>
-void normalise_rows(const Embeddings<T>& z, Rows rows) {
+// The numbers of a row at unit length. In a row of NaN every one is that of __builtin_nan, whose low bits
+// are 0: exp2 adds them to the exponent.
+template <class E>
+struct UnitRow {
+  const void* values;
+  int64_t offset, dim;
+  double factor, scale;
+
+  typename E::Value operator[](int64_t d) const {
+    using T = typename E::Value;
+    return E::round(T(factor == factor ? E::load(values, offset + d) * scale * factor : factor));
+  }
+};
+
+// Row i; sets its inverse_norm.
+template <class E, class T>
+UnitRow<E> unit_row(const Embeddings<T>& z, int64_t i) {
+  UnitRow<E> row{z.z, i * z.dim, i < z.n ? z.dim : 0, 0, 1};
+  if (i < z.n) {
+    const Norm norm = row_norm<E>(z.z, row.offset, z.dim);
+    row.scale = norm.scale;
+    if (!(norm.scaled < 1e-12 * norm.scale)) row.factor = 1 / norm.scaled;
+    if (!(norm.scaled < __builtin_inf())) row.factor = __builtin_nan("");  // infinite rows are NaN, not zero
+  }
+  z.inverse_norm[i] = row.factor * row.scale;
+  return row;
+}
+
+// Whole tiles of rows.
+template <class E, class V, class T>
+void pack_unit_rows(V, const Embeddings<T>& z, Rows rows) {
   constexpr int pack = V::kPack;
-  const int64_t stride = z.width / pack;
+  const int64_t stride = z.row_lanes;
   for (int64_t i = rows.begin; i < rows.end; ++i) {
     T* const __restrict row = z.rows + i * stride;
     Half* const __restrict halves = (Half*)row;
-    double factor = 0, scale = 1;
-    z.inverse_norm[i] = 0;
-    if (i < z.n) {
-      const Norm norm = row_norm<E>(z.z, i * z.dim, z.dim);
-      scale = norm.scale;
-      if (!(norm.scaled < 1e-12 * scale)) factor = 1 / norm.scaled;
-      if (!(norm.scaled < __builtin_inf())) factor = __builtin_nan("");  // infinite rows are NaN, not zero
-      z.inverse_norm[i] = factor * scale;
-      const void* const values = z.z;  // no store below can change it
-      const int64_t offset = i * z.dim, dim = z.dim;
-      for (int64_t d = 0; d < dim; ++d) {
-        const T unit = T(factor == factor ? E::load(values, offset + d) * scale * factor : factor);
-        if constexpr (pack == 1) row[d] = E::round(unit);
-        else halves[d] = BFloat16::narrow(unit);
-      }
-    }
-    const int64_t from = i < z.n ? z.dim : 0;
+    const UnitRow<E> unit = unit_row<E>(z, i);
     if constexpr (pack == 1) {
-      for (int64_t d = from; d < z.width; ++d) row[d] = 0;
+      for (int64_t d = 0; d < unit.dim; ++d) row[d] = unit[d];
+      for (int64_t d = unit.dim; d < z.width; ++d) row[d] = 0;
     } else {
-      for (int64_t d = from; d < z.width; ++d) halves[d] = 0;
+      for (int64_t d = 0; d < unit.dim; ++d) halves[d] = BFloat16::narrow(unit[d]);
+      for (int64_t d = unit.dim; d < z.width; ++d) halves[d] = 0;
       if (z.row_pairs && i % 2 == 1) {
         const Half *const even = halves - z.width, *const odd = halves;
         Pair* const __restrict pairs = (Pair*)(z.row_pairs + i / 2 * z.width);
@@ -141,6 +154,26 @@ void normalise_rows(const Embeddings<T>& z, Rows rows) {
       for (int r = 0; r < V::kLanes; ++r) panel[d * kPanel<V> + r] = from[r * stride + d];
   }
 }
+
+#if defined(__AMX_BF16__)
+template <class E, int parts>
+void pack_unit_rows(Amx<parts>, const Embeddings<float>& z, Rows rows) {
+  alignas(64) float x[kSide][kSide];
+  UnitRow<E> units[kSide];
+  for (int64_t row = rows.begin; row < rows.end; row += kSide) {
+    for (int64_t r = 0; r < kSide; ++r) units[r] = unit_row<E>(z, row + r);
+    for (int64_t step = 0; step < z.depth; ++step) {
+      for (int64_t r = 0; r < kSide; ++r) {
+        const UnitRow<E> unit = units[r];  // which no store below changes
+        const int64_t begin = step * kSide, end = unit.dim < begin + kSide ? unit.dim : begin + kSide;
+        for (int64_t d = begin; d < end; ++d) x[r][d - begin] = unit[d];
+        for (int64_t d = end < begin ? begin : end; d < begin + kSide; ++d) x[r][d - begin] = 0;
+      }
+      pack_rows<parts>(z, row, step, x[0]);
+    }
+  }
+}
+#endif
 
 // dz = (dẑ - (dẑ . ẑ) ẑ) / |z|
 template <class E, class T>
@@ -178,14 +211,16 @@ void with_element(Element element, F f) {
 
 template <class V, class T>
 void normalise(const Embeddings<T>& z, Rows rows) {
-  with_element<T>(z.element, [&](auto e) {
-    if constexpr (V::kPack == 2) normalise_rows<V, BFloat16>(z, rows);
-    else normalise_rows<V, decltype(e)>(z, rows);
-  });
+  if constexpr (V::kRounded) pack_unit_rows<BFloat16>(V{}, z, rows);
+  else with_element<T>(z.element, [&](auto e) { pack_unit_rows<decltype(e)>(V{}, z, rows); });
 }
 
-template <class T>
+template <class V, class T>
 void normalise_backward(const Backward<T>& p, Rows rows) {
+#if defined(__AMX_BF16__)
+  if constexpr (V::kTiles)
+    for (int64_t row = rows.begin; row < rows.end; row += kSide) add_transposed(p, row);
+#endif
   with_element<T>(p.pairs.z.element,
                   [&](auto e) { normalise_backward_rows<decltype(e)>(p, rows); });
 }

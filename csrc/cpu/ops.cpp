@@ -175,8 +175,13 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   for (T** values : {&k, &p.denominator, &p.positive}) input.memory.want(*values, padded_n);
   for (double** values : {&p.partner_weight, &p.partner_share, &p.log_denominator})
     input.memory.want(*values, padded_n);
-  if (input.kernels->pack == 2) input.memory.want(input.rows.row_pairs, padded_n / 2 * input.rows.width);
-  input.memory.want(p.gradient, padded_n * input.rows.width);
+  const Layout& layout = input.rows;
+  if (layout.pair_lanes) input.memory.want(input.rows.row_pairs, padded_n * layout.pair_lanes);
+  if (layout.transposed) {
+    input.memory.want(input.rows.column_pairs, padded_n * layout.pair_lanes);
+    input.memory.want(p.transposed, padded_n * layout.transposed);
+  }
+  input.memory.want(p.gradient, padded_n * layout.width);
   if (loss.own_shift) input.memory.want(shift, padded_n);
   if (width > 0) {
     input.memory.want(p.grad_threshold, padded_n);
@@ -195,8 +200,11 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   const double shared_shift = loss.inverse_temperature + beyond_scale(p.pairs);
   const auto prepare = [&](Rows rows) {
     input.normalise(rows);
-    std::fill(p.gradient + rows.begin * input.rows.width, p.gradient + rows.end * input.rows.width,
-              T(0));
+    const auto clear = [&](T* sums, int64_t each) {
+      std::fill(sums + rows.begin * each, sums + rows.end * each, T(0));
+    };
+    clear(p.gradient, layout.width);
+    if (layout.transposed) clear(p.transposed, layout.transposed);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const bool row = i < n;
       const auto f = row ? loss.factors<T>(weight * upstream[i], logs[i], counts[i], similarities[i],
@@ -343,14 +351,14 @@ Tensor exp2(const Tensor& x) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.numel() % 16 == 0,
                   "x: expected a contiguous float32 tensor of a multiple of 16 numbers");
   Tensor y = torch::stable::empty_like(x);
-  instruction_set(true).exp2(static_cast<const float*>(x.const_data_ptr()),
+  instruction_set().exp2(static_cast<const float*>(x.const_data_ptr()),
                              data<float>(y), x.numel());
   return y;
 }
 
-double peak_flops(bool pairs, double seconds) {
+double peak_flops(double seconds) {
   using Clock = std::chrono::steady_clock;
-  const IsaKernels& isa = instruction_set(pairs);
+  const IsaKernels& isa = instruction_set();
   std::atomic<double> rate{0};
   parallel(torch::stable::get_num_threads(), [&](int64_t, int64_t) {
     const auto start = Clock::now();

@@ -29,6 +29,6 @@ Tensor uniformity(const Tensor& x);
 // For tests and benchmarks: 2^x as the kernels compute it (float32, a multiple of 16 numbers), and
 // the FLOP/s of multiply-adds that never leave the registers, all threads together.
 Tensor exp2(const Tensor& x);
-double peak_flops(bool pairs, double seconds);
+double peak_flops(double seconds);
 
 }  // namespace arec::cpu

@@ -56,24 +56,24 @@ __attribute__((noinline)) void product(const typename V::Scalar* a, int64_t a_ro
 template <class V, class T, class Beside>
 inline void similarities(V, const Embeddings<T>& z, int64_t row, int64_t column, T* s,
                          int64_t s_row, Beside beside) {
-  const int64_t stride = z.width / V::kPack;
-  product<V, V::kPanelVectors, false>(z.rows + row * stride, stride, 1, z.panels + column * z.depth,
-                                      kPanel<V>, z.depth, s, s_row, beside);
+  product<V, V::kPanelVectors, false>(z.rows + row * z.row_lanes, z.row_lanes, 1,
+                                      z.panels + column * z.panel_lanes, kPanel<V>, z.depth, s, s_row,
+                                      beside);
 }
 
 // Where A is not 0: everywhere, on and above the diagonal, on and below it.
 enum class Shape { kFull, kUpper, kLower };
 
-// C (kTile, dim) += A B, A (kTile, kTile) being a tile of G or its transpose, B kTile rows of z.
+// C (kSide, dim) += A B, A (kSide, kSide) being a tile of G or its transpose, B kSide rows of z.
 template <class V, class T>
 void add_product(const T* a, int64_t a_row, int64_t a_depth, Shape shape, const T* b,
                  const Embeddings<T>& z, T* c) {
   const int64_t width = z.width, columns = (z.dim + V::kLanes - 1) / V::kLanes * V::kLanes;
   int64_t column = 0;
   const auto add = [&](auto kernel) {
-    for (int64_t r = 0; r < kTile; r += V::kRows) {
+    for (int64_t r = 0; r < kSide; r += V::kRows) {
       const int64_t begin = shape == Shape::kUpper ? r / V::kPack : 0,
-                    end = (shape == Shape::kLower ? r + V::kRows : kTile) / V::kPack;
+                    end = (shape == Shape::kLower ? r + V::kRows : kSide) / V::kPack;
       kernel(a + r * a_row + begin * a_depth, a_row, a_depth, b + column + begin * width, width,
              end - begin, c + r * width + column, width, Nothing{});
     }

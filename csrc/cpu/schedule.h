@@ -16,7 +16,7 @@ inline int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step 
 // Rows are cut into blocks of whole tiles. The size follows from n alone, so that the order of every
 // sum does: as large as two blocks fit the second cache, small enough for a few pairs at a time.
 inline int64_t block_rows(int64_t n) {
-  return n <= 512 ? kTile : n <= 1024 ? 2 * kTile : n <= 4096 ? 4 * kTile : 8 * kTile;
+  return n <= 512 ? kTile : n <= 1024 ? 2 * kTile : n <= 2048 ? 4 * kTile : 8 * kTile;
 }
 
 // Threads of torch's pool, each calling f(worker, workers).

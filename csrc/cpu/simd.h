@@ -2,9 +2,10 @@
 //   Scalar, Reg, Mask, kLanes, and the static functions below; `+ - * / []` work on Reg, `& ~` on Mask.
 //   fused: a * b + c; multiply_add: the same, or the step of a product of pairs where kPack is 2.
 //   kPack: numbers a lane of a packed operand holds (1; 2 where a lane is a pair of bfloat16).
+//   kRounded: packed rows are rounded to bfloat16.
+//   kTiles: operands are the tiles of amx.h.
 //   kRows, kPanelVectors: the register tile of product.h, as many sums as keep the unit busy.
 //   kIncrements: of counters (statistics.h), beside each of `depth` steps of a product of kRows rows.
-//   kDepthStep: lanes of a row that a product takes at a time.
 //   Session: lives as long as a kernel works.
 // Everything here has internal linkage: each instruction set keeps its own copy.
 #pragma once
@@ -17,13 +18,34 @@ namespace {
 
 using namespace arec::cpu;
 
+// The kernels' own square tiles: what is in work at a time is to fit the first cache.
+#if defined(__AMX_BF16__)
+constexpr int64_t kSide = 32;
+#else
+constexpr int64_t kSide = kTile;
+#endif
+
 // Of the instruction sets whose products are multiply-adds of vectors.
 struct MultiplyAdds {
-  static constexpr int kPack = 1, kDepthStep = 1;
+  static constexpr int kPack = 1;
+  static constexpr bool kRounded = false;
+  static constexpr bool kTiles = false;
+  static constexpr int kSteps = 1;
   static constexpr int kIncrements = 4;  // one for each two cycles of an 8 x 32 product
   struct Session {
     Session() {}
   };
+  static Layout layout(int64_t dim) { return packed(dim, 1); }
+  static Layout packed(int64_t dim, int64_t pack) {
+    Layout z{};
+    z.depth = (dim + pack - 1) / pack;
+    z.width = (dim + 15) / 16 * 16;
+    if (z.width >= 128) z.width |= 16;
+    z.row_lanes = z.width / pack;
+    z.panel_lanes = z.depth;
+    if (pack == 2) z.pair_lanes = z.width / 2;
+    return z;
+  }
 };
 
 // The compiler's vector extension: SSE2, AVX2, NEON, whatever the flags of this source allow.
@@ -188,13 +210,15 @@ struct Avx512 : MultiplyAdds {
 // Operands are pairs of bfloat16, sums are float: two products a lane and instruction.
 struct Avx512Bf16 : Avx512 {
   static constexpr int kPack = 2;
+  static constexpr bool kRounded = true;
+  static Layout layout(int64_t dim) { return packed(dim, kPack); }
   static Reg multiply_add(Reg a, Reg b, Reg c) {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
   }
 
   // A tile of G rounded to pairs along its rows (left) and along its columns (right).
   static void pack_pairs(const float* g, float* left, float* right) {
-    constexpr int64_t size = kTile;
+    constexpr int64_t size = kSide;
     for (int64_t r = 0; r < size; r += 2)
       for (int64_t c = 0; c < size; c += 32) {
         __m512i rows[2];

@@ -4,7 +4,7 @@
 
 namespace {
 
-// Counts unordered pairs in `counts` (bins + kNowhere), a band (V::kRows, kTile) at a time: add() says
+// Counts unordered pairs in `counts` (bins + kNowhere), a band (V::kRows, kSide) at a time: add() says
 // what is in it, and its counters go up beside the products of the next band.
 template <class V>
 class BinCounter {
@@ -32,7 +32,7 @@ class BinCounter {
   void start_band() {
     count_rest();
     begin_ = 0;
-    end_ = V::kRows * kTile;
+    end_ = V::kRows * kSide;
   }
 
   // Lanes that are NaN, or no `candidate` where the tile is masked, are nowhere.
@@ -57,7 +57,7 @@ class BinCounter {
   const T last_, half_bins_;
   const typename V::Reg nowhere_;
   int64_t begin_ = 0, end_ = 0;  // of what is left to count
-  alignas(64) uint32_t at_[V::kRows * kTile];
+  alignas(64) uint32_t at_[V::kRows * kSide];
 };
 
 // Where no histogram is wanted.
@@ -73,19 +73,19 @@ template <class V>
 void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
-  alignas(64) T s[V::kRows * kTile] = {};
+  alignas(64) T s[V::kRows * kSide] = {};
   BinCounter<V> counter(p.bins, counts);
   for_each_tile<V>(z, p.pairs.group, rows, columns, [&](const Tile& tile) {
-    for (int64_t row = tile.row; row < tile.row + kTile; row += V::kRows) {
+    for (int64_t row = tile.row; row < tile.row + kSide; row += V::kRows) {
       similarity_band<V>(z, tile, row, s, counter);
       counter.start_band();
       with_mask(tile.masked, [&](auto masked) {
         for (int64_t r = 0; r < V::kRows; ++r) {
           const CandidateRow<V> candidates(z, p.pairs.group, tile, row + r);
-          for (int64_t c = 0; c < kTile; c += V::kLanes) {
+          for (int64_t c = 0; c < kSide; c += V::kLanes) {
             typename V::Mask candidate{};
             if constexpr (masked.value) candidate = candidates(c);
-            const int64_t at = r * kTile + c;
+            const int64_t at = r * kSide + c;
             counter.template add<masked.value>(at, V::load(s + at), candidate);
           }
         }
@@ -94,18 +94,18 @@ void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, in
   });
 }
 
-// Adds sum 2^(s * scale - shared_shift) over i < j to `sums` (padded_n / kTile), one for each tile of rows.
+// Adds sum 2^(s * scale - shared_shift) over i < j to `sums` (padded_n / kTile), one for each of its tiles of rows.
 template <class V>
 void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sums) {
   using T = typename V::Scalar;
-  alignas(64) T s[kTile * kTile];
+  alignas(64) T s[kSide * kSide];
   for_each_tile<V>(p.z, p.group, rows, columns, [&](const Tile& tile) {
     similarity_tile<V>(p.z, tile, s);
-    for (int64_t r = 0; r < kTile; ++r) {
+    for (int64_t r = 0; r < kSide; ++r) {
       const CandidateRow<V> candidates(p.z, p.group, tile, tile.row + r);
       auto total = V::broadcast(T(0));
-      for (int64_t c = tile.first_column(tile.row + r, V::kLanes); c < kTile; c += V::kLanes) {
-        const auto e = exp2<V>(V::load(s + r * kTile + c), p.scale, p.shared_shift);
+      for (int64_t c = tile.first_column(tile.row + r, V::kLanes); c < kSide; c += V::kLanes) {
+        const auto e = exp2<V>(V::load(s + r * kSide + c), p.scale, p.shared_shift);
         total = tile.masked ? V::add_where(candidates(c), total, e) : total + e;
       }
       sums[tile.row / kTile] += V::sum(total);

@@ -4,7 +4,7 @@
 
 namespace {
 
-// A square tile of similarities: rows [row, row + kTile), columns likewise, row <= column.
+// A square tile of similarities: rows [row, row + kSide), columns likewise, row <= column.
 struct Tile {
   int64_t row, column;
   int64_t next;  // the next tile's column; -1: this is the last one of its pair of blocks
@@ -21,9 +21,9 @@ template <class T>
 inline Tile make_tile(const Embeddings<T>& z, const T* group, int64_t row, int64_t column,
                       int64_t next) {
   const int64_t diagonal = column - row - z.partner;
-  const bool partners = z.partner > 0 && -kTile < diagonal && diagonal < kTile;
+  const bool partners = z.partner > 0 && -kSide < diagonal && diagonal < kSide;
   return {row, column, next, partners,
-          partners || group || row == column || column + kTile > z.n};
+          partners || group || row == column || column + kSide > z.n};
 }
 
 // f(tile) for every tile of the two ranges, above and on the diagonal, where each pair of rows is met
@@ -34,10 +34,10 @@ inline void for_each_tile(const Embeddings<T>& z, const T* group, Rows rows, Row
   const auto begin = [&](int64_t row) {
     return row == rows.end ? -1 : rows.begin == columns.begin ? row : columns.begin;
   };
-  for (int64_t row = rows.begin; row < rows.end; row += kTile)
-    for (int64_t column = begin(row); column < columns.end; column += kTile)
+  for (int64_t row = rows.begin; row < rows.end; row += kSide)
+    for (int64_t column = begin(row); column < columns.end; column += kSide)
       f(make_tile(z, group, row, column,
-                  column + kTile < columns.end ? column + kTile : begin(row + kTile)));
+                  column + kSide < columns.end ? column + kSide : begin(row + kSide)));
 }
 
 template <bool b>
@@ -60,13 +60,13 @@ struct CandidateRow {
   const T* groups;               // of the columns; null where there are none
 
   CandidateRow(const Embeddings<T>& z, const T* group_of_row, const Tile& tile, int64_t i)
-      : first(T(i >= z.n ? kTile : tile.row == tile.column ? i - tile.row : -1)),
-        end(T(z.n - tile.column < kTile ? z.n - tile.column : kTile)),
-        partner(T(kTile)),
+      : first(T(i >= z.n ? kSide : tile.row == tile.column ? i - tile.row : -1)),
+        end(T(z.n - tile.column < kSide ? z.n - tile.column : kSide)),
+        partner(T(kSide)),
         group(group_of_row ? group_of_row[i] : 0),
         groups(group_of_row ? group_of_row + tile.column : nullptr) {
     const int64_t p = (i < z.partner ? i + z.partner : i - z.partner) - tile.column;
-    if (z.partner > 0 && p >= 0 && p < kTile) partner = T(p);
+    if (z.partner > 0 && p >= 0 && p < kSide) partner = T(p);
   }
 
   typename V::Mask operator()(int column) const {
@@ -85,7 +85,7 @@ inline void for_each_partner(const Embeddings<T>& z, const Tile& tile, int64_t r
   if (!tile.partners) return;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t i = row + r, c = i + z.partner - tile.column;
-    if (i < z.partner && c >= 0 && c < kTile) f(i, i + z.partner, r * kTile + c);
+    if (i < z.partner && c >= 0 && c < kSide) f(i, i + z.partner, r * kSide + c);
   }
 }
 
@@ -96,24 +96,24 @@ inline void prefetch(const T* p, int64_t size) {
     __builtin_prefetch(line);
 }
 
-// Similarities of the tile's rows [row, row + V::kRows) into s (V::kRows, kTile), with work.next(steps)
+// Similarities of the tile's rows [row, row + V::kRows) into s (V::kRows, kSide), with work.next(steps)
 // beside each product; a share of the panels beyond the tile, which are mostly next, is fetched.
 template <class V, class Work>
 inline void similarity_band(const Embeddings<typename V::Scalar>& z, const Tile& tile, int64_t row,
                             typename V::Scalar* s, Work& work) {
-  if (tile.next >= 0)
-    prefetch(z.panels + (tile.next + row - tile.row) * z.depth, V::kRows * z.depth);
-  for (int64_t c = tile.first_column(row, kPanel<V>); c < kTile; c += kPanel<V>)
-    similarities(V{}, z, row, tile.column + c, s + c, kTile, work.next(z.depth));
+  if (!V::kTiles && tile.next >= 0)
+    prefetch(z.panels + (tile.next + row - tile.row) * z.panel_lanes, V::kRows * z.panel_lanes);
+  for (int64_t c = tile.first_column(row, kPanel<V>); c < kSide; c += kPanel<V>)
+    similarities(V{}, z, row, tile.column + c, s + c, kSide, work.next(z.depth * V::kSteps));
 }
 
-// The tile's similarities into s (kTile, kTile).
+// The tile's similarities into s (kSide, kSide).
 template <class V>
 inline void similarity_tile(const Embeddings<typename V::Scalar>& z, const Tile& tile,
                             typename V::Scalar* s) {
   Nothing work;
-  for (int64_t r = 0; r < kTile; r += V::kRows)
-    similarity_band<V>(z, tile, tile.row + r, s + r * kTile, work);
+  for (int64_t r = 0; r < kSide; r += V::kRows)
+    similarity_band<V>(z, tile, tile.row + r, s + r * kSide, work);
 }
 
 // exp(s / tau) in the scale of row i and of the columns from j on; one exponential where they share it.
