@@ -19,9 +19,9 @@ constexpr int64_t kTileLanes = 16 * 16;
 template <int parts>
 struct Amx : Avx512 {
   static constexpr int kPack = 2;
-  static constexpr bool kRounded = parts == 1, kTiles = true;
+  static constexpr bool kRounded = parts == 1, kTiles = true, kSymmetric = parts == 1;
   static constexpr int kRows = kSide, kPanelVectors = kSide / 16;
-  static constexpr int kSteps = parts == 1 ? 1 : 6, kIncrements = 64;
+  static constexpr int kSteps = parts == 1 ? 1 : 6, kIncrements = parts == 1 ? 64 : 32;
   static constexpr int64_t kBlock = parts * 2 * kTileLanes;
 
   // The tile registers, all of 16 rows of 16 lanes, while the object lives.

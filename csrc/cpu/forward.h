@@ -113,7 +113,7 @@ void add_all_sums(const Forward<typename V::Scalar>& p, Rows rows, Rows columns,
 }
 
 template <class V, int option>
-void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
+void forward(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, uint32_t* counts) {
   if (counts) add_all_sums<V, option>(p, rows, columns, BinCounter<V>(p.bins, counts));
   else add_all_sums<V, option>(p, rows, columns, NoCounter<V>());
 }

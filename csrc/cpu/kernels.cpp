@@ -11,7 +11,7 @@
 namespace {
 
 template <class V, int option>
-void forward_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
+void forward_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, uint32_t* counts) {
   if constexpr (option == kMasked) __builtin_unreachable();
   else if (p.pairs.options == option) forward<V, option>(p, rows, columns, counts);
   else forward_if<V, option + 1>(p, rows, columns, counts);

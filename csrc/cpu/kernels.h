@@ -105,10 +105,10 @@ struct Kernels {
   void (*normalise)(const Embeddings<T>&, Rows);
   void (*maximum)(const Forward<T>&, Rows, Rows);
   // counts: (bins + kNowhere) of the calling worker, or null
-  void (*forward)(const Forward<T>&, Rows, Rows, int64_t* counts);
+  void (*forward)(const Forward<T>&, Rows, Rows, uint32_t* counts);
   void (*backward)(const Backward<T>&, Rows, Rows);
   void (*normalise_backward)(const Backward<T>&, Rows);
-  void (*histogram)(const Forward<T>&, Rows, Rows, int64_t* counts);
+  void (*histogram)(const Forward<T>&, Rows, Rows, uint32_t* counts);
   void (*uniformity)(const Pairs<T>&, Rows, Rows, double* sums);
   // Similarities of rows [row, row + band) with all rows, into out (band, padded_n).
   void (*row_similarities)(const Embeddings<T>&, int64_t row, T* out);

@@ -49,32 +49,56 @@ double beyond_scale(const Pairs<T>& pairs) {
 }
 
 // A histogram a worker, summed over ordered pairs at the end: integers, so their order is no matter.
-// Few bins are cut into finer ones, because an increment waits for the one before of the same counter.
+// Few bins are cut into finer ones, because an increment waits for the one before of the same counter. The
+// counters are as small as will do, beside the tiles in the first cache, and emptied before they overflow.
 class Histogram {
  public:
   explicit Histogram(int64_t bins) : bins_(bins) {
     STD_TORCH_CHECK(bins >= 0 && bins <= kMostBins, "bins: expected at most ", kMostBins, ", got ", bins);
     if (bins == 0) return;
     while (bins << shift_ < kFine) ++shift_;
-    counts_.resize(torch::stable::get_num_threads() * stride());
+    workers_.resize(torch::stable::get_num_threads());
   }
   int64_t fine_bins() const { return bins_ << shift_; }
-  int64_t* of(int64_t worker) { return bins_ ? counts_.data() + worker * stride() : nullptr; }
-  Tensor total() const {
+  // Counters for the pairs of two ranges.
+  uint32_t* of(int64_t worker, Rows rows, Rows columns) {
+    if (bins_ == 0) return nullptr;
+    Worker& own = workers_[worker];
+    const int64_t pairs = (rows.end - rows.begin) * (columns.end - columns.begin);
+    if (own.counters.empty()) own.counters.resize(fine_bins() + kNowhere);
+    if (own.pairs + pairs > kMostCounted) empty(own);
+    own.pairs += pairs;
+    return own.counters.data();
+  }
+  Tensor total() {
     Tensor out = new_empty({bins_}, ScalarType::Long);
     int64_t* const totals = data<int64_t>(out);
     std::fill(totals, totals + bins_, 0);
-    for (size_t at = 0; at < counts_.size(); at += stride())
-      for (int64_t k = 0; k < fine_bins(); ++k) totals[k >> shift_] += 2 * counts_[at + k];
+    for (Worker& own : workers_) {
+      empty(own);
+      for (size_t k = 0; k < own.totals.size(); ++k) totals[k] += 2 * own.totals[k];
+    }
     return out;
   }
 
  private:
-  static constexpr int64_t kFine = 2048;
-  int64_t stride() const { return fine_bins() + kNowhere; }
+  struct Worker {
+    std::vector<uint32_t> counters;
+    std::vector<int64_t> totals;
+    int64_t pairs = 0;  // counted since the counters were zero
+  };
+  void empty(Worker& own) const {
+    if (own.counters.empty()) return;
+    own.totals.resize(bins_);
+    for (int64_t k = 0; k < fine_bins(); ++k) own.totals[k >> shift_] += own.counters[k];
+    std::fill(own.counters.begin(), own.counters.end(), 0);
+    own.pairs = 0;
+  }
+
+  static constexpr int64_t kFine = 2048, kMostCounted = UINT32_MAX;
   int64_t bins_;
   int shift_ = 0;
-  std::vector<int64_t> counts_;
+  std::vector<Worker> workers_;
 };
 
 template <class T>
@@ -117,7 +141,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
     }
   };
   const auto pair = [&](Rows rows, Rows columns, int64_t worker) {
-    input.kernels->forward(p, rows, columns, histogram.of(worker));
+    input.kernels->forward(p, rows, columns, histogram.of(worker, rows, columns));
   };
   const double shared_shift = loss.inverse_temperature + beyond_scale(p.pairs);
   const auto finish = [&](Rows rows) {
@@ -313,7 +337,7 @@ Tensor histogram(const Tensor& z, const std::optional<Tensor>& groups, int64_t b
     for_each_block_pair(
         input.rows.n, [&](Rows rows) { input.normalise(rows); },
         [&](Rows rows, Rows columns, int64_t worker) {
-          input.kernels->histogram(p, rows, columns, counts.of(worker));
+          input.kernels->histogram(p, rows, columns, counts.of(worker, rows, columns));
         },
         [](Rows) {});
     return counts.total();

@@ -4,6 +4,7 @@
 //   kPack: numbers a lane of a packed operand holds (1; 2 where a lane is a pair of bfloat16).
 //   kRounded: packed rows are rounded to bfloat16.
 //   kTiles: operands are the tiles of amx.h.
+//   kSymmetric: a product of two rows has the same bits whichever is on the left.
 //   kRows, kPanelVectors: the register tile of product.h, as many sums as keep the unit busy.
 //   kIncrements: of counters (statistics.h), beside each of `depth` steps of a product of kRows rows.
 //   Session: lives as long as a kernel works.
@@ -29,7 +30,7 @@ constexpr int64_t kSide = kTile;
 struct MultiplyAdds {
   static constexpr int kPack = 1;
   static constexpr bool kRounded = false;
-  static constexpr bool kTiles = false;
+  static constexpr bool kTiles = false, kSymmetric = true;
   static constexpr int kSteps = 1;
   static constexpr int kIncrements = 4;  // one for each two cycles of an 8 x 32 product
   struct Session {
@@ -113,8 +114,9 @@ struct Generic : MultiplyAdds {
   }
   // p * 2^n, where the low bits of `n` (a float holding 1.5 * 2^23 + n) are the integer n.
   static Reg scale_by_power(Reg p, Reg n) { return (Reg)((Mask)p + ((Mask)n << 23)); }
-  static void store_integers(uint32_t* p, Reg x) {  // rounded towards zero
-    const Mask integers = __builtin_convertvector(x, Mask);
+  // Rounded towards zero; `nan` in place of NaN.
+  static void store_integers(uint32_t* p, Reg x, T nan) {
+    const Mask integers = __builtin_convertvector(select(equal(x, x), x, broadcast(nan)), Mask);
     for (int lane = 0; lane < lanes; ++lane) p[lane] = uint32_t(integers[lane]);
   }
 };
@@ -202,7 +204,9 @@ struct Avx512 : MultiplyAdds {
     return _mm512_castsi512_ps(_mm512_add_epi32(
         _mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
   }
-  static void store_integers(uint32_t* p, Reg x) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(x)); }
+  static void store_integers(uint32_t* p, Reg x, float nan) {
+    _mm512_storeu_si512(p, _mm512_min_epu32(_mm512_cvttps_epi32(x), _mm512_set1_epi32(int(nan))));
+  }
 };
 #endif
 

@@ -5,21 +5,30 @@
 namespace {
 
 // Counts unordered pairs in `counts` (bins + kNowhere), a band (V::kRows, kSide) at a time: add() says
-// what is in it, and its counters go up beside the products of the next band.
+// what is in it, and its counters go up beside the products of the next band. A store a cycle is all that
+// the first cache takes: where products have a unit of their own and are over sooner (V::kTiles), half of the
+// counters go up beside the sums of the next band.
 template <class V>
 class BinCounter {
  public:
   using T = typename V::Scalar;
   static constexpr bool kWantsAll = true;  // a vector without candidates as well
-  BinCounter(int64_t bins, int64_t* counts)
-      : counts_(counts), last_(T(bins - 1)), half_bins_(T(bins) / 2), nowhere_(V::iota(T(bins))) {}
-  ~BinCounter() { count_rest(); }
+  BinCounter(int64_t bins, uint32_t* counts)
+      : counts_(counts), last_(T(bins - 1)), half_bins_(T(bins) / 2), nowhere_(V::iota(T(bins))) {
+    for (auto& band : bands_)
+      for (int64_t k = 0; k < kBand; ++k) band[k] = uint32_t(bins + k % kNowhere);
+  }
+  BinCounter(const BinCounter&) = delete;
+  ~BinCounter() {
+    end_ = kBand;
+    count_rest();
+  }
 
   // Increments for `steps` steps of a product.
   auto next(int64_t steps) {
     const int64_t left = (end_ - begin_) / kStep;
     const int64_t used = steps < left ? steps : left;
-    const uint32_t* const at = at_ + begin_;
+    const uint32_t* const at = band_ + begin_;
     begin_ += used * kStep;
     return [counts = counts_, at, used](int64_t step) {
       if (step < used)
@@ -32,32 +41,40 @@ class BinCounter {
   void start_band() {
     count_rest();
     begin_ = 0;
-    end_ = V::kRows * kSide;
+    end_ = kBeside;
+    before_ = band_;
+    band_ = band_ == bands_[0] ? bands_[kBands - 1] : bands_[0];
   }
 
   // Lanes that are NaN, or no `candidate` where the tile is masked, are nowhere.
   template <bool masked>
   void add(int64_t at, typename V::Reg x, [[maybe_unused]] typename V::Mask candidate) {
+    if constexpr (kBeside < kBand) {
+#pragma GCC unroll 8
+      for (int k = 0; k < V::kLanes / 2; ++k) ++counts_[before_[kBeside + at / 2 + k]];
+    }
     const auto half_bins = V::broadcast(half_bins_);
-    const auto bin = V::min(V::max(x * half_bins + half_bins, V::broadcast(0)), V::broadcast(last_));
-    auto counted = V::equal(x, x);
-    if constexpr (masked) counted = counted & candidate;
-    V::store_integers(at_ + at, V::select(counted, bin, nowhere_));
+    auto bin = V::min(V::broadcast(last_), V::max(V::broadcast(0), x * half_bins + half_bins));
+    if constexpr (masked) bin = V::select(candidate, bin, nowhere_);
+    V::store_integers(band_ + at, bin, last_ + 1);
   }
 
  private:
-  static constexpr int kStep = V::kIncrements;
+  static constexpr int kStep = V::kIncrements, kBands = V::kTiles ? 2 : 1;
+  static constexpr int64_t kBand = V::kRows * kSide, kBeside = kBand / kBands;
+  static_assert(kBeside % kStep == 0);
   void count_rest() {
     const int64_t steps = (end_ - begin_) / kStep;
     const auto count = next(steps);
     for (int64_t step = 0; step < steps; ++step) count(step);
   }
 
-  int64_t* const counts_;
+  uint32_t* const counts_;
   const T last_, half_bins_;
   const typename V::Reg nowhere_;
-  int64_t begin_ = 0, end_ = 0;  // of what is left to count
-  alignas(64) uint32_t at_[V::kRows * kSide];
+  int64_t begin_ = 0, end_ = 0;  // of what is left to count of the last band
+  alignas(64) uint32_t bands_[kBands][kBand];
+  uint32_t *band_ = bands_[0], *before_ = bands_[0];
 };
 
 // Where no histogram is wanted.
@@ -70,7 +87,7 @@ struct NoCounter : Nothing {
 };
 
 template <class V>
-void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, int64_t* counts) {
+void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, uint32_t* counts) {
   using T = typename V::Scalar;
   const auto& z = p.pairs.z;
   alignas(64) T s[V::kRows * kSide] = {};
@@ -117,9 +134,21 @@ void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, dou
 template <class V>
 void row_similarities(const Embeddings<typename V::Scalar>& z, int64_t row,
                       typename V::Scalar* out) {
+  using T = typename V::Scalar;
   const typename V::Session session;
-  for (int64_t column = 0; column < z.padded_n; column += kPanel<V>)
-    similarities(V{}, z, row, column, out + column, z.padded_n, Nothing{});
+  for (int64_t column = 0; column < z.padded_n; column += kPanel<V>) {
+    if (V::kSymmetric || column > row) {
+      similarities(V{}, z, row, column, out + column, z.padded_n, Nothing{});
+      continue;
+    }
+    alignas(64) T s[V::kRows * kPanel<V>];  // as the tiles have them: the lower row on the left
+    similarities(V{}, z, column, row, s, V::kRows, Nothing{});
+    for (int64_t r = 0; r < V::kRows; ++r)
+      for (int64_t c = 0; c < kPanel<V>; ++c) {
+        const bool lower = column + c <= row + r;
+        out[r * z.padded_n + column + c] = lower ? s[c * V::kRows + r] : s[r * V::kRows + c];
+      }
+  }
 }
 
 }  // namespace
