@@ -1,6 +1,9 @@
 // What every op begins with: its memory, and the rows of z packed for the kernels.
 #pragma once
 #include <torch/csrc/stable/ops.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -21,7 +24,7 @@ using torch::headeronly::ScalarType;
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // One allocation, cut into arrays that start on a cache line. A thread keeps the largest one so far, unless
-// it is very large: memory fresh from the system costs a page fault for every 4 KiB, a tenth of a call.
+// it is very large: memory fresh from the system costs a page fault for every page.
 class Workspace {
  public:
   Workspace() = default;
@@ -37,7 +40,7 @@ class Workspace {
   }
   void allocate() {
     if (spare().size >= size_) block_ = std::exchange(spare(), {});
-    else spare() = {}, block_ = {std::unique_ptr<void, Free>(std::aligned_alloc(64, size_)), size_};
+    else spare() = {}, block_ = fresh(size_);
     STD_TORCH_CHECK(block_.memory != nullptr, "out of memory: a workspace of ", size_, " bytes");
     for (const auto& [array, offset] : requests_) {
       void* const at = static_cast<char*>(block_.memory.get()) + offset;
@@ -54,6 +57,17 @@ class Workspace {
     std::unique_ptr<void, Free> memory;
     int64_t size = 0;
   };
+  // In large pages where there is enough for some: small ones cost a tenth of a call.
+  static Block fresh(int64_t size) {
+    constexpr int64_t page = int64_t(1) << 21;
+    const bool large = size >= 2 * page;
+    if (large) size = round_up(size, page);
+    Block block{std::unique_ptr<void, Free>(std::aligned_alloc(large ? page : 64, size)), size};
+#if defined(__linux__)
+    if (large && block.memory) madvise(block.memory.get(), size, MADV_HUGEPAGE);  // or not, by the system
+#endif
+    return block;
+  }
   static Block& spare() {
     thread_local Block block;
     return block;
