@@ -174,7 +174,7 @@ template <int parts>
 inline void pack_rows(const Embeddings<float>& z, int64_t row, int64_t step, const float* x) {
   constexpr int64_t block = Amx<parts>::kBlock;
   const int64_t at = row * z.row_lanes + step * block;
-  alignas(64) float unused[block];
+  alignas(64) float unused[block];  // by the forward pass
   float* const row_pairs = z.row_pairs ? z.row_pairs + at : unused;
   pack_block<parts, true>(x, kSide, z.rows + at, row_pairs);
   transpose_block<parts>(z.rows + at, z.panels + at);

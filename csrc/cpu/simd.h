@@ -3,10 +3,12 @@
 //   fused: a * b + c; multiply_add: the same, or the step of a product of pairs where kPack is 2.
 //   kPack: numbers a lane of a packed operand holds (1; 2 where a lane is a pair of bfloat16).
 //   kRounded: packed rows are rounded to bfloat16.
-//   kTiles: operands are the tiles of amx.h.
+//   kTiles: operands are the tiles of amx.h, whose unit multiplies beside the vectors.
 //   kSymmetric: a product of two rows has the same bits whichever is on the left.
 //   kRows, kPanelVectors: the register tile of product.h, as many sums as keep the unit busy.
-//   kIncrements: of counters (statistics.h), beside each of `depth` steps of a product of kRows rows.
+//   kSteps, kIncrements: in each step of a product so many calls of the work beside it, with so many
+//   increments of counters (statistics.h) in each.
+//   layout(dim): sizes of the packed rows.
 //   Session: lives as long as a kernel works.
 // Everything here has internal linkage: each instruction set keeps its own copy.
 #pragma once
@@ -29,8 +31,7 @@ constexpr int64_t kSide = kTile;
 // Of the instruction sets whose products are multiply-adds of vectors.
 struct MultiplyAdds {
   static constexpr int kPack = 1;
-  static constexpr bool kRounded = false;
-  static constexpr bool kTiles = false, kSymmetric = true;
+  static constexpr bool kRounded = false, kTiles = false, kSymmetric = true;
   static constexpr int kSteps = 1;
   static constexpr int kIncrements = 4;  // one for each two cycles of an 8 x 32 product
   struct Session {
