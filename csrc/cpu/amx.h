@@ -15,6 +15,14 @@ namespace {
 
 constexpr int64_t kTileLanes = 16 * 16;
 
+// Where the two tiles of a part are in a block: from the first part on in a left one, from the last in a right
+// one, as they are used.
+constexpr int64_t left_tile(int part, int half) { return (part * 2 + half) * kTileLanes; }
+template <int parts>
+constexpr int64_t right_tile(int part, int half) {
+  return left_tile(parts - 1 - part, half);
+}
+
 // `parts`: 1 for bfloat16 input, else 3.
 template <int parts>
 struct Amx : Avx512 {
@@ -40,8 +48,8 @@ struct Amx : Avx512 {
   static Layout layout(int64_t dim) {
     Layout z{};
     z.depth = (dim + kSide - 1) / kSide;
-    z.width = z.transposed = z.depth * kSide;
-    if (z.width >= 128) z.width |= kSide;
+    z.width = row_width(dim, kSide);
+    z.transposed = z.depth * kSide;
     z.row_lanes = z.panel_lanes = z.pair_lanes = z.depth * kBlock / kSide;
     return z;
   }
@@ -57,9 +65,8 @@ struct BlockSums {
 // gcc does not know that tile loads and stores read and write memory.
 inline void memory_barrier() { asm volatile("" ::: "memory"); }
 
-// C (kSide, kSide) = or += A B, blocks side by side of one step of the sum each. The parts of a left block
-// come from the first one on, those of a right one from the last. beside(k) is called after every four
-// instructions.
+// C (kSide, kSide) = or += A B, blocks side by side of one step of the sum each. beside(k) is called after
+// every four instructions.
 template <int parts, bool accumulate, class Beside>
 inline void block_product(const float* a, const float* b, int64_t steps, BlockSums c, Beside beside) {
   constexpr int64_t block = Amx<parts>::kBlock;
@@ -79,12 +86,12 @@ inline void block_product(const float* a, const float* b, int64_t steps, BlockSu
   int64_t calls = 0;
   for (int64_t step = 0; step < steps; ++step, a += block, b += block) {
     const auto left = [&](int part) {
-      _tile_loadd(4, a + part * 2 * kTileLanes, 64);
-      _tile_loadd(5, a + part * 2 * kTileLanes + kTileLanes, 64);
+      _tile_loadd(4, a + left_tile(part, 0), 64);
+      _tile_loadd(5, a + left_tile(part, 1), 64);
     };
     const auto right = [&](int part) {
-      _tile_loadd(6, b + (parts - 1 - part) * 2 * kTileLanes, 64);
-      _tile_loadd(7, b + (parts - 1 - part) * 2 * kTileLanes + kTileLanes, 64);
+      _tile_loadd(6, b + right_tile<parts>(part, 0), 64);
+      _tile_loadd(7, b + right_tile<parts>(part, 1), 64);
     };
     const auto multiply = [&] {
       _tile_dpbf16ps(0, 4, 6);
@@ -132,11 +139,11 @@ inline __m512 first_part(__m512 x) {
 
 // X (kSide, kSide) as a left block, with pairs along its rows, and as a right one, with pairs across them.
 template <int parts, bool nearest>
-inline void pack_block(const float* x, int64_t x_row, float* along, float* across) {
-  for (int row = 0; row < 16; ++row, x += x_row, along += 16, across += 16) {
+inline void pack_block(const float* x, float* along, float* across) {
+  for (int row = 0; row < 16; ++row, x += kSide, along += 16, across += 16) {
     __m512 rest[2][2];
     for (int i = 0; i < 2; ++i)
-      for (int j = 0; j < 2; ++j) rest[i][j] = _mm512_loadu_ps(x + 16 * i * x_row + 16 * j);
+      for (int j = 0; j < 2; ++j) rest[i][j] = _mm512_loadu_ps(x + 16 * i * kSide + 16 * j);
 #pragma GCC unroll 3
     for (int part = 0; part < parts; ++part) {
       __m512i y[2][2];
@@ -154,8 +161,8 @@ inline void pack_block(const float* x, int64_t x_row, float* along, float* acros
                                                           _mm512_set1_epi32(int(0xffff0000)), or_and));
       };
       for (int k = 0; k < 2; ++k) {
-        store(along + (part * 2 + k) * kTileLanes, y[k][0], y[k][1]);
-        store(across + ((parts - 1 - part) * 2 + k) * kTileLanes, y[0][k], y[1][k]);
+        store(along + left_tile(part, k), y[k][0], y[k][1]);
+        store(across + right_tile<parts>(part, k), y[0][k], y[1][k]);
       }
     }
   }
@@ -166,7 +173,7 @@ template <int parts>
 inline void transpose_block(const float* from, float* to) {
   for (int part = 0; part < parts; ++part)
     for (int k = 0; k < 2; ++k)
-      Avx512::transpose(from + (part * 2 + k) * kTileLanes, 16, to + ((parts - 1 - part) * 2 + k) * kTileLanes, 16);
+      Avx512::transpose(from + left_tile(part, k), 16, to + right_tile<parts>(part, k), 16);
 }
 
 // Unit rows from `row` on, of whose numbers `x` (kSide, kSide) are those of one step, into the operands.
@@ -176,7 +183,7 @@ inline void pack_rows(const Embeddings<float>& z, int64_t row, int64_t step, con
   const int64_t at = row * z.row_lanes + step * block;
   alignas(64) float unused[block];  // by the forward pass
   float* const row_pairs = z.row_pairs ? z.row_pairs + at : unused;
-  pack_block<parts, true>(x, kSide, z.rows + at, row_pairs);
+  pack_block<parts, true>(x, z.rows + at, row_pairs);
   transpose_block<parts>(z.rows + at, z.panels + at);
   if (z.row_pairs) transpose_block<parts>(row_pairs, z.column_pairs + at);
 }
@@ -187,8 +194,9 @@ inline void add_gradients(Amx<parts> v, const Backward<float>& p, int64_t row, i
   const auto& z = p.pairs.z;
   constexpr int64_t block = v.kBlock;
   alignas(64) float along[block], across[block];
-  pack_block<parts, parts == 1>(g, kSide, along, across);  // three parts are exact either way
-  const float *const right = z.row_pairs + column * z.pair_lanes, *const left = z.column_pairs + row * z.pair_lanes;
+  pack_block<parts, parts == 1>(g, along, across);  // three parts are exact either way
+  const float* const right = z.row_pairs + column * z.pair_lanes;
+  const float* const left = z.column_pairs + row * z.pair_lanes;
   const auto nothing = [](int64_t) {};
   for (int64_t d = 0; d < z.depth; ++d)
     block_product<parts, true>(along, right + d * block, 1,

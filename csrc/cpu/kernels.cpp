@@ -33,9 +33,8 @@ void maximum_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
 template <class V>
 constexpr Kernels<typename V::Scalar> table() {
   using T = typename V::Scalar;
-  return {V::kRounded,       V::kRows,         V::layout,       normalise<V, T>,
-          maximum_if<V>,     forward_if<V, 0>, backward_if<V, 0>, normalise_backward<V, T>,
-          histogram<V>,      uniformity<V>,    row_similarities<V>};
+  return {V::kRows, V::layout, normalise<V, T>, maximum_if<V>, forward_if<V, 0>, backward_if<V, 0>,
+          normalise_backward<V, T>, histogram<V>, uniformity<V>, row_similarities<V>};
 }
 
 template <class V>

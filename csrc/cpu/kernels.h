@@ -99,8 +99,7 @@ struct Backward {
 
 template <class T>
 struct Kernels {
-  bool rounded;  // rows are rounded to bfloat16: for such input only
-  int band;      // rows that row_similarities computes at a time
+  int band;  // rows that row_similarities computes at a time
   Layout (*layout)(int64_t dim);
   void (*normalise)(const Embeddings<T>&, Rows);
   void (*maximum)(const Forward<T>&, Rows, Rows);

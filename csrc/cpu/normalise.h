@@ -94,8 +94,8 @@ Norm row_norm(const void* z, int64_t offset, int64_t dim) {
 typedef uint16_t Half __attribute__((may_alias));
 typedef uint32_t Pair __attribute__((may_alias));
 
-// The numbers of a row at unit length. In a row of NaN every one is that of __builtin_nan, whose low bits
-// are 0: exp2 adds them to the exponent.
+// The numbers of a row at unit length, not yet rounded to the type of z. In a row of NaN every one is that
+// of __builtin_nan, whose low bits are 0: exp2 adds them to the exponent.
 template <class E>
 struct UnitRow {
   const void* values;
@@ -104,7 +104,7 @@ struct UnitRow {
 
   typename E::Value operator[](int64_t d) const {
     using T = typename E::Value;
-    return E::round(T(factor == factor ? E::load(values, offset + d) * scale * factor : factor));
+    return T(factor == factor ? E::load(values, offset + d) * scale * factor : factor);
   }
 };
 
@@ -132,7 +132,7 @@ void pack_unit_rows(V, const Embeddings<T>& z, Rows rows) {
     Half* const __restrict halves = (Half*)row;
     const UnitRow<E> unit = unit_row<E>(z, i);
     if constexpr (pack == 1) {
-      for (int64_t d = 0; d < unit.dim; ++d) row[d] = unit[d];
+      for (int64_t d = 0; d < unit.dim; ++d) row[d] = E::round(unit[d]);
       for (int64_t d = unit.dim; d < z.width; ++d) row[d] = 0;
     } else {
       for (int64_t d = 0; d < unit.dim; ++d) halves[d] = BFloat16::narrow(unit[d]);
@@ -166,7 +166,7 @@ void pack_unit_rows(Amx<parts>, const Embeddings<float>& z, Rows rows) {
       for (int64_t r = 0; r < kSide; ++r) {
         const UnitRow<E> unit = units[r];  // which no store below changes
         const int64_t begin = step * kSide, end = unit.dim < begin + kSide ? unit.dim : begin + kSide;
-        for (int64_t d = begin; d < end; ++d) x[r][d - begin] = unit[d];
+        for (int64_t d = begin; d < end; ++d) x[r][d - begin] = E::round(unit[d]);
         for (int64_t d = end < begin ? begin : end; d < begin + kSide; ++d) x[r][d - begin] = 0;
       }
       pack_rows<parts>(z, row, step, x[0]);

@@ -66,7 +66,7 @@ class Histogram {
     Worker& own = workers_[worker];
     const int64_t pairs = (rows.end - rows.begin) * (columns.end - columns.begin);
     if (own.counters.empty()) own.counters.resize(fine_bins() + kNowhere);
-    if (own.pairs + pairs > kMostCounted) empty(own);
+    if (own.pairs + pairs > kMostCounted) drain(own);
     own.pairs += pairs;
     return own.counters.data();
   }
@@ -75,7 +75,7 @@ class Histogram {
     int64_t* const totals = data<int64_t>(out);
     std::fill(totals, totals + bins_, 0);
     for (Worker& own : workers_) {
-      empty(own);
+      drain(own);
       for (size_t k = 0; k < own.totals.size(); ++k) totals[k] += 2 * own.totals[k];
     }
     return out;
@@ -87,7 +87,7 @@ class Histogram {
     std::vector<int64_t> totals;
     int64_t pairs = 0;  // counted since the counters were zero
   };
-  void empty(Worker& own) const {
+  void drain(Worker& own) const {
     if (own.counters.empty()) return;
     own.totals.resize(bins_);
     for (int64_t k = 0; k < fine_bins(); ++k) own.totals[k >> shift_] += own.counters[k];
@@ -375,8 +375,7 @@ Tensor exp2(const Tensor& x) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous() && x.numel() % 16 == 0,
                   "x: expected a contiguous float32 tensor of a multiple of 16 numbers");
   Tensor y = torch::stable::empty_like(x);
-  instruction_set().exp2(static_cast<const float*>(x.const_data_ptr()),
-                             data<float>(y), x.numel());
+  instruction_set().exp2(static_cast<const float*>(x.const_data_ptr()), data<float>(y), x.numel());
   return y;
 }
 

@@ -28,6 +28,12 @@ constexpr int64_t kSide = 32;
 constexpr int64_t kSide = kTile;
 #endif
 
+// Layout::width.
+inline int64_t row_width(int64_t dim, int64_t step) {
+  const int64_t width = (dim + step - 1) / step * step;
+  return width >= 128 ? width | step : width;
+}
+
 // Of the instruction sets whose products are multiply-adds of vectors.
 struct MultiplyAdds {
   static constexpr int kPack = 1;
@@ -41,8 +47,7 @@ struct MultiplyAdds {
   static Layout packed(int64_t dim, int64_t pack) {
     Layout z{};
     z.depth = (dim + pack - 1) / pack;
-    z.width = (dim + 15) / 16 * 16;
-    if (z.width >= 128) z.width |= 16;
+    z.width = row_width(dim, 16);
     z.row_lanes = z.width / pack;
     z.panel_lanes = z.depth;
     if (pack == 2) z.pair_lanes = z.width / 2;

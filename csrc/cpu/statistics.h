@@ -15,12 +15,12 @@ class BinCounter {
   static constexpr bool kWantsAll = true;  // a vector without candidates as well
   BinCounter(int64_t bins, uint32_t* counts)
       : counts_(counts), last_(T(bins - 1)), half_bins_(T(bins) / 2), nowhere_(V::iota(T(bins))) {
-    for (auto& band : bands_)
-      for (int64_t k = 0; k < kBand; ++k) band[k] = uint32_t(bins + k % kNowhere);
+    // What the first band finds of the one before it.
+    for (int64_t k = kBeside; k < kBand; ++k) bands_[0][k] = uint32_t(bins + k % kNowhere);
   }
   BinCounter(const BinCounter&) = delete;
   ~BinCounter() {
-    end_ = kBand;
+    if (end_ > 0) end_ = kBand;  // there has been a band
     count_rest();
   }
 
@@ -111,7 +111,7 @@ void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, ui
   });
 }
 
-// Adds sum 2^(s * scale - shared_shift) over i < j to `sums` (padded_n / kTile), one for each of its tiles of rows.
+// Adds sum 2^(s * scale - shared_shift) over i < j to `sums` (padded_n / kTile), one for each kTile rows.
 template <class V>
 void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sums) {
   using T = typename V::Scalar;
