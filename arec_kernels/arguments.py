@@ -30,14 +30,15 @@ def compute_dtype(z: Tensor) -> torch.dtype:
 
 def check_matrix(name: str, x: Tensor) -> None:
     """`x` is a (rows, D) matrix of a supported float type with rows and columns."""
+    if isinstance(x, Tensor) and (x.is_nested or x.layout is not torch.strided):
+        got = "a nested one" if x.is_nested else x.layout
+        raise ValueError(f"{name}: expected a dense tensor, got {got}")
     if not isinstance(x, Tensor) or x.dim() != 2 or x.numel() == 0:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         pair = f"; {ONE_Z}" if isinstance(x, (list, tuple)) else ""
         raise ValueError(
             f"{name}: expected a matrix with at least one row and one column, got {got}{pair}"
         )
-    if x.layout is not torch.strided:
-        raise ValueError(f"{name}: expected a dense tensor, got {x.layout}")
     if x.dtype not in FLOATS:
         raise ValueError(
             f"{name}: expected float32, bfloat16, float16 or float64, got {x.dtype}"
@@ -134,7 +135,8 @@ def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
     if isinstance(threshold, Real) and type(threshold) is not bool:
         if abs(threshold) > torch.finfo(dtype).max:  # which PyTorch refuses
             threshold = math.inf if threshold > 0 else -math.inf
-        return torch.full((z.shape[0],), float(threshold), dtype=dtype, device=z.device)
+        # torch.compile has a graph for every number of torch.full, and one for all of a product.
+        return torch.ones(z.shape[0], dtype=dtype, device=z.device) * float(threshold)
     raise ValueError(f"threshold: expected a number or a tensor, got {type(threshold).__name__}")
 
 

@@ -53,9 +53,10 @@ def adaptive_info_nce(
     become positives themselves, m_i of them. The others are the negatives. With cosines s_ij, D_i
     the sum of exp(s_ij / tau) over the partner p and the negatives, and l_ij = log D_i - s_ij / tau,
     the loss of row i is alpha l_ip + (1 - alpha) / m_i sum_j l_ij over its positives j, and l_ip
-    where it has none (by default: see `weighting`). With `threshold=math.inf, positives=False` this
-    is NT-Xent (SimCLR) on cosines, and with the modalities of the rows as `groups` besides, of two
-    modalities, the loss of CLIP. The compiled backends need O(N D) memory.
+    where it has none (by default: see `weighting`). It may be below 0, since the positives are not in
+    D_i; not so with `denominator="all"`. With `threshold=math.inf, positives=False` this is NT-Xent
+    (SimCLR) on cosines, and with the modalities of the rows as `groups` besides, of two modalities, the
+    loss of CLIP at a fixed temperature. The compiled backends need O(N D) memory.
 
     Args:
         z: (2B, D) float32, bfloat16 or float16, any strides, not normalised; float64 with the
@@ -76,7 +77,8 @@ def adaptive_info_nce(
             candidates, so no positives either (this is not supervised contrast); partners stay
             partners.
         positives: whether candidates above the threshold become positives (Eq. 9) or are only left
-            out of the negatives (Eq. 8); then weights change nothing.
+            out of the negatives (Eq. 8); then weights change nothing, nor does the threshold with
+            `denominator="all"`.
         partner_weight: the partner's weight alpha, in (0, 1] (< 1 with "printed"); the positives of
             a row share the rest equally.
         denominator: "negatives" (the paper) sums over the negatives and the partner; "all" keeps the
@@ -87,10 +89,11 @@ def adaptive_info_nce(
             l_ij - log((1 - alpha) / m_i), which grows with the number of positives.
         threshold_grad: None (the paper): no gradient to the threshold. A width h > 0: straight-through
             gradient to the threshold alone, the indicator's derivative being that of
-            sigmoid((s - threshold) / h). It pulls thresholds below nearly all cosines unless a
-            regulariser holds them (Appendix A). Without it, DistributedDataParallel wants
-            `find_unused_parameters` where only this loss would reach the parameters that thresholds
-            come from.
+            sigmoid((s - threshold) / h). Unless a regulariser holds them (Eq. 7), thresholds run to where
+            all cosines are above (Appendix A; so with `positives=False`) or none is. Its terms grow as
+            exp((s - s_ip) / tau) / h: clip them at low temperatures. Without it,
+            DistributedDataParallel wants `find_unused_parameters` where only this loss would reach the
+            parameters that thresholds come from.
         histogram_bins: also return counts of the candidates' cosines, from the same pass: those of
             `similarity_histogram`, but that a cosine which is NaN is left out.
         reduction: "mean", "sum" (the paper) or "none" over the 2B rows.
@@ -106,26 +109,26 @@ def adaptive_info_nce(
     Raises:
         ValueError: an argument is not as described.
         RuntimeError: `backend` cannot run here; or a second derivative, one of torch.func or one in
-            forward mode through a compiled backend ("reference" has them); or `threshold` or `groups`
-            were made in `torch.inference_mode()` and a gradient is wanted (`clone()` them).
+            forward mode through a compiled backend ("reference" has them); or `z`, `threshold` or
+            `groups` were made in `torch.inference_mode()` and a gradient is wanted (`clone()` them).
 
     torch.compile compiles anew for each value of `temperature`, `partner_weight` and `threshold_grad`:
     keep a schedule of them out of the compiled region. torch.export keeps the gradient of "reference"
-    only, without an error.
+    only, without an error, and the backend chosen then; to load what it made, import `arec_kernels`.
     """
     check_views(z)
     check_options(temperature, positives, partner_weight, denominator, weighting, threshold_grad,
                   histogram_bins, reduction)
     threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
     backend = choose_backend(backend, z)
-    if threshold_grad is None:
-        threshold = threshold.detach()
     if backend == "reference":
         return reference.adaptive_info_nce(
             z, threshold, temperature=temperature, groups=groups, positives=positives,
             partner_weight=partner_weight, denominator=denominator, weighting=weighting,
             threshold_grad=threshold_grad, histogram_bins=histogram_bins, reduction=reduction,
         )
+    if threshold_grad is None:
+        threshold = threshold.detach()
     loss, num_positives, histogram = info_nce(
         z, threshold, groups, backend,
         (temperature, positives, partner_weight, denominator, weighting, reduction),
@@ -143,7 +146,8 @@ _OPTIONS = (
 class AdaptiveInfoNCE(nn.Module):
     """`adaptive_info_nce` with its options, which are checked here and at every call, documented there.
 
-    They are attributes, and may be changed from step to step.
+    They are attributes, and may be changed from step to step (but for the numbers that torch.compile
+    compiles anew for).
     """
 
     def __init__(

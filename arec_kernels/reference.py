@@ -60,6 +60,8 @@ def adaptive_info_nce(
     check_options(temperature, positives, partner_weight, denominator, weighting, threshold_grad,
                   histogram_bins, reduction)
     k = threshold_rows(threshold, z)
+    if threshold_grad is None:
+        k = k.detach()
     candidate = candidates(z, groups)
     s = cosine_similarities(z)
     row, partner = _partners(z)
@@ -106,8 +108,9 @@ def adaptive_info_nce(
         w_positive = (1 - alpha) / at_least_one
         loss = w_total * log_d - (w_partner * logit_partner + w_positive * logit_positives)
 
-    # A product and not a filled-in value, so that the gradient is NaN as well.
-    loss = reduce(loss * torch.ones_like(k).masked_fill(k.isnan(), math.nan), reduction)
+    # A product and not a filled-in value, so that the gradient is NaN as well; that of k is zero where
+    # nothing else leads to it.
+    loss = reduce(loss * k.where(k.isnan(), 1.0), reduction)
     if histogram_bins is None:
         return loss
     return loss, InfoNCEStats(m, _histogram(s, candidate, histogram_bins))

@@ -29,7 +29,7 @@ def similarity_histogram(
 
     A pair (i, j) is counted in bin floor((s_ij + 1) / 2 * bins), clamped to the ends. `z`, `groups`
     and `backend` are as in `adaptive_info_nce`. Histograms add up over batches, so the quantile of a
-    whole epoch (AdaptiveRec, Sec. 3.2) needs no stored similarities.
+    whole epoch (AdaptiveRec, Sec. 3.2) needs no stored similarities. It has no gradient.
 
     Raises:
         ValueError: an argument is not as described, or NaN or infinity in `z` (for which this
@@ -57,9 +57,9 @@ def row_similarity_quantile(
 
     With the n candidate similarities of a row in ascending order and r = floor(q n), in float64, it
     is halfway between the r-th and the next one: n - r are above it unless these two are equal.
-    (Between neighbouring floats it is the r-th.) r = 0 gives -inf and r = n gives +inf. float32
-    (float64 for float64 `z`); NaN where a candidate's similarity is NaN.
-    `z`, `groups` and `backend` are as in `adaptive_info_nce`; `q` is in [0, 1].
+    (Between neighbouring floats it is the r-th.) r = 0 gives -inf, without candidates too, and r = n
+    gives +inf. float32 (float64 for float64 `z`), without a gradient; NaN where a candidate's similarity
+    is NaN. `z`, `groups` and `backend` are as in `adaptive_info_nce`; `q` is in [0, 1].
 
     Raises:
         ValueError: an argument is not as described.
@@ -85,8 +85,8 @@ def alignment_uniformity(
     Alignment is the mean squared distance of the rows x_i and y_i, uniformity the logarithm of the
     mean of exp(-2 |x_i - x_j|^2) over pairs i < j of `x` (NaN for a single row), all divided by their
     norms. A row with a norm below 1e-12 is at the origin for alignment, and at a right angle to all
-    others for uniformity. Lower is better for both. float32 (float64 for float64 input); types and
-    `backend` as in `adaptive_info_nce`.
+    others for uniformity. Lower is better for both. They measure, and have no gradient. float32 (float64
+    for float64 input); types and `backend` as in `adaptive_info_nce`.
 
     Raises:
         ValueError: an argument is not as described.

@@ -38,6 +38,7 @@ NAN_OF_A_GPU = np.uint32(0x7FFFFFFF).view(np.float32).item()
         ({"z": torch.zeros(5, 3)}, "z: expected an even number of rows .* got 5"),
         ({"z": torch.zeros(4, 3, dtype=torch.int64)}, "z: expected float32.* got torch.int64"),
         ({"z": torch.ones(4, 3).to_sparse()}, "z: expected a dense tensor, got torch.sparse_coo"),
+        ({"z": torch.nested.as_nested_tensor([Z[0], Z[1]])}, "z: expected a dense tensor, got a nested one"),
         ({"threshold": "high"}, "threshold: expected a number or a tensor, got str"),
         ({"threshold": torch.zeros(5)}, r"threshold: expected shape \(8,\) or \(4,\)"),
         ({"threshold": torch.zeros(8, 1)}, r"threshold: expected shape .* got \(8, 1\)"),
@@ -196,6 +197,13 @@ def test_no_threshold_gradient_without_a_width(backend: str, device: str) -> Non
     adaptive_info_nce(z, k, backend=backend).backward()
     assert z.grad is not None and k.grad is None
     assert not adaptive_info_nce(z.detach(), k, backend=backend).requires_grad
+
+
+def test_a_threshold_that_changes_nothing_has_gradient_zero(backend: str, device: str) -> None:
+    z, k = Z.to(device), torch.zeros(8, device=device, requires_grad=True)
+    loss = adaptive_info_nce(z, k, positives=False, denominator="all", threshold_grad=0.1, backend=backend)
+    loss.backward()
+    assert torch.equal(k.grad, torch.zeros_like(k))
 
 
 def test_groups_of_sequences_are_those_of_both_views(backend: str, device: str) -> None:
