@@ -48,13 +48,13 @@ SMALL = ["-g0", f"-ffile-prefix-map={Path.cwd()}=."]
 HIDDEN = "-fvisibility=hidden"
 CUDA_FLAGS = [*FLAGS, "-DUSE_CUDA"]
 COMPILER = os.environ.get("CXX", "c++").split()
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq",
           "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # gcc 12's own AVX-512 header
 INSTRUCTION_SETS = {"portable": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS |= {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"],
-                         "amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"]}
+                         "amx": [*AVX512, "-mamx-tile", "-mamx-bf16"]}
 
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH_FLOOR:
     sys.exit(f"arec: expected torch >= {'.'.join(map(str, TORCH_FLOOR))}, found {torch.__version__}")

@@ -78,13 +78,17 @@ def adaptive_info_nce(
     if threshold_grad is not None:
         # The indicator of M+ is q = hard + soft - soft.detach(): the hard one's value, the soft
         # one's gradient to k. Only the terms with soft are added here; their value is zero.
-        # The logarithm keeps the slope y (1 - y) where y is near 1: sigmoid's own rounds to 0.
-        soft = F.logsigmoid((s.detach() - k[:, None]) / threshold_grad).exp()
-        q = torch.where(candidate, soft - soft.detach(), 0.0)
+        # Where it is above 1/2 the slope is that of 1 - soft, as a logarithm: soft's own rounds to 0.
+        x = (torch.where(candidate, s.detach(), 0.0) - k[:, None]) / threshold_grad
+        sign = torch.where(x > 0, -1.0, 1.0)
+        log_soft = F.logsigmoid(sign * x)
+        q = torch.where(candidate, sign * (log_soft.exp() - log_soft.detach().exp()), 0.0)
         logits = torch.where(candidate, s, 0.0) / temperature
         if denominator == "negatives":
-            share = _bounded_exp(logits - log_d[:, None])
-            log_d = log_d + torch.log1p(-(q * share).sum(dim=1))
+            # q times the candidate's share of D, in one exponential: of two one may be infinite, the other 0.
+            share = logits - log_d[:, None]
+            leaves = _bounded_exp(log_soft + share) - _bounded_exp(log_soft.detach() + share)
+            log_d = log_d + torch.log1p(-torch.where(candidate, sign * leaves, 0.0).sum(dim=1))
         q = torch.where(m[:, None] > 0, q, 0.0)  # the branch m_i > 0 goes by the hard count
         logit_positives = logit_positives + (q * logits).sum(dim=1)
         count = count + q.sum(dim=1)
@@ -232,5 +236,6 @@ def _histogram(s: Tensor, candidate: Tensor, bins: int) -> Tensor:
 
 
 def _bounded_exp(x: Tensor) -> Tensor:
-    """exp, of which the sum of a row is finite: infinity times a zero would be NaN."""
-    return x.clamp_max(math.log(torch.finfo(x.dtype).max / (4 * x.shape[1]))).exp()
+    """exp, of which the sum of a row is finite, and its slope: infinity times a zero would be NaN."""
+    limit = math.log(torch.finfo(x.dtype).max / (4 * x.shape[1]))
+    return (x - (x.detach() - limit).clamp_min(0)).exp()

@@ -1,4 +1,7 @@
-"""Statistics of the similarities in a batch, streamed in O(N D) memory; none has a gradient."""
+"""Statistics of the similarities in a batch, streamed in O(N D) memory; none has a gradient.
+
+(The quantile on a CPU: in O(N D), and some rows of N similarities for each thread.)
+"""
 
 from __future__ import annotations
 

@@ -37,8 +37,9 @@ struct RowLoss {
 };
 
 // dl_i/ds_ij = denominator e_ij - positive, each where its mask holds, e_ij = exp(s / tau - shift); for
-// the partner partner_share exp(s / tau - log D) - partner_weight. Straight-through for the threshold:
-// the sum of sigma' (linear (s - center) + exponential e). All but the center with the upstream gradient.
+// the partner partner_share exp(s / tau - log D) - partner_weight. Straight-through for the threshold, times
+// the width: the sum of sigma' (linear (s - center) + exponential e). All but the center with the upstream
+// gradient.
 template <class T>
 struct RowFactors {
   double log_denominator, partner_weight, partner_share;
@@ -119,7 +120,7 @@ struct Loss {
   AREC_HOST_DEVICE RowFactors<T> factors(double upstream, double log_denominator, int64_t m,
                                          double sum_positives,
                                          double shift,  // of all rows' exponentials, where it is one
-                                         double width) const {  // of the threshold's gradient, or 0
+                                         bool soft) const {  // with a gradient of the threshold
     const Weights w = weights(m);
     const double per_similarity = upstream * inverse_temperature;
     const double share = own_shift ? 1 : exp(shift - log_denominator);
@@ -129,11 +130,10 @@ struct Loss {
     f.partner_share = per_similarity * w.total;
     f.denominator = T(per_similarity * w.total * share);
     f.positive = T(per_similarity * w.positive);
-    if (width > 0) {
-      const double scale = -upstream / width;
-      f.exponential = T(negatives_only ? -scale * w.total * share : 0);
+    if (soft) {
+      f.exponential = T(negatives_only ? upstream * w.total * share : 0);
       if (positives && m > 0) {
-        f.linear = T(-scale * w.positive * inverse_temperature);
+        f.linear = T(per_similarity * w.positive);
         f.center = T(printed ? (log_denominator - log((1 - alpha) / double(m)) + 1) / inverse_temperature
                              : sum_positives / double(m));
       }

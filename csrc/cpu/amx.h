@@ -137,10 +137,11 @@ inline __m512 first_part(__m512 x) {
   return _mm512_and_ps(x, _mm512_castsi512_ps(_mm512_set1_epi32(int(0xffff0000))));
 }
 
-// X (kSide, kSide) as a left block, with pairs along its rows, and as a right one, with pairs across them.
+// X (kSide, kSide) as a left block, with pairs along its rows, and, unless `across` is null, as a right one, with
+// pairs across them.
 template <int parts, bool nearest>
 inline void pack_block(const float* x, float* along, float* across) {
-  for (int row = 0; row < 16; ++row, x += kSide, along += 16, across += 16) {
+  for (int row = 0; row < 16; ++row, x += kSide) {
     __m512 rest[2][2];
     for (int i = 0; i < 2; ++i)
       for (int j = 0; j < 2; ++j) rest[i][j] = _mm512_loadu_ps(x + 16 * i * kSide + 16 * j);
@@ -161,8 +162,8 @@ inline void pack_block(const float* x, float* along, float* across) {
                                                           _mm512_set1_epi32(int(0xffff0000)), or_and));
       };
       for (int k = 0; k < 2; ++k) {
-        store(along + left_tile(part, k), y[k][0], y[k][1]);
-        store(across + right_tile<parts>(part, k), y[0][k], y[1][k]);
+        store(along + left_tile(part, k) + row * 16, y[k][0], y[k][1]);
+        if (across) store(across + right_tile<parts>(part, k) + row * 16, y[0][k], y[1][k]);
       }
     }
   }
@@ -181,11 +182,10 @@ template <int parts>
 inline void pack_rows(const Embeddings<float>& z, int64_t row, int64_t step, const float* x) {
   constexpr int64_t block = Amx<parts>::kBlock;
   const int64_t at = row * z.row_lanes + step * block;
-  alignas(64) float unused[block];  // by the forward pass
-  float* const row_pairs = z.row_pairs ? z.row_pairs + at : unused;
+  float* const row_pairs = z.row_pairs ? z.row_pairs + at : nullptr;  // null: the forward pass
   pack_block<parts, true>(x, z.rows + at, row_pairs);
   transpose_block<parts>(z.rows + at, z.panels + at);
-  if (z.row_pairs) transpose_block<parts>(row_pairs, z.column_pairs + at);
+  if (row_pairs) transpose_block<parts>(row_pairs, z.column_pairs + at);
 }
 
 // The gradients of a tile's rows and, transposed, of its columns, from its G.

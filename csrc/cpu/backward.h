@@ -34,10 +34,11 @@ __attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>
         const auto below = factor * exponential + g;
         if constexpr (!positives && !negatives_only) return below;
         auto above = negatives_only ? g : below;
-        if constexpr (positives) above = above - pull;
+        if constexpr (positives) above = above + pull;
         return V::select(V::greater(x, k), above, below);
       };
-      auto g = add(V::broadcast(0), V::broadcast(pairs.threshold[i]), V::broadcast(p.denominator[i]),
+      // x + -0 is x and no instruction, x + 0 is one.
+      auto g = add(V::broadcast(-0.0f), V::broadcast(pairs.threshold[i]), V::broadcast(p.denominator[i]),
                    e.row, V::broadcast(p.positive[i]));
       g = add(g, threshold, denominator, e.column, positive);
       if constexpr (masked) g = V::zero_unless(CandidateRow<V>(pairs.z, pairs.group, tile, i)(c), g);

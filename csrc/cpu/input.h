@@ -23,8 +23,8 @@ using torch::headeronly::ScalarType;
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// One allocation, cut into arrays that start on a cache line. A thread keeps the largest one so far, unless
-// it is very large: memory fresh from the system costs a page fault for every page.
+// One allocation, cut into arrays that start on a cache line. A thread keeps its last one of up to kKept bytes, a
+// larger one rather than a smaller: memory fresh from the system costs a page fault for every page.
 class Workspace {
  public:
   Workspace() = default;
@@ -62,7 +62,8 @@ class Workspace {
     constexpr int64_t page = int64_t(1) << 21;
     const bool large = size >= 2 * page;
     if (large) size = round_up(size, page);
-    Block block{std::unique_ptr<void, Free>(std::aligned_alloc(large ? page : 64, size)), size};
+    Block block{std::unique_ptr<void, Free>(std::aligned_alloc(large ? page : 64, size))};
+    if (block.memory) block.size = size;
 #if defined(__linux__)
     if (large && block.memory) madvise(block.memory.get(), size, MADV_HUGEPAGE);  // or not, by the system
 #endif
@@ -167,7 +168,8 @@ struct Input {
   void normalise(Rows range) const { kernels->normalise(rows, range); }
 
  private:
-  // Groups numbered from 0, which a float holds exactly; NaN, equal to nothing, for rows of none.
+  // Groups numbered from 0, which a float holds exactly (up to 2^24 groups); NaN, equal to nothing, for
+  // rows of none.
   void number_groups(const Tensor& groups) {
     const RowValues<int64_t> ids("groups", groups, rows.n);
     std::vector<int64_t> known;

@@ -10,18 +10,22 @@
 
 namespace {
 
-template <class V, int option>
+static_assert(kMasked == 8, "all below are combinations of options");
+
+template <class V>
 void forward_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, uint32_t* counts) {
-  if constexpr (option == kMasked) __builtin_unreachable();
-  else if (p.pairs.options == option) forward<V, option>(p, rows, columns, counts);
-  else forward_if<V, option + 1>(p, rows, columns, counts);
+  static constexpr decltype(&forward<V, 0>) passes[] = {
+      forward<V, 0>, forward<V, 1>, forward<V, 2>, forward<V, 3>,
+      forward<V, 4>, forward<V, 5>, forward<V, 6>, forward<V, 7>};
+  passes[p.pairs.options](p, rows, columns, counts);
 }
 
-template <class V, int option>
+template <class V>
 void backward_if(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
-  if constexpr (option == kMasked) __builtin_unreachable();
-  else if (p.pairs.options == option) backward<V, option>(p, rows, columns);
-  else backward_if<V, option + 1>(p, rows, columns);
+  static constexpr decltype(&backward<V, 0>) passes[] = {
+      backward<V, 0>, backward<V, 1>, backward<V, 2>, backward<V, 3>,
+      backward<V, 4>, backward<V, 5>, backward<V, 6>, backward<V, 7>};
+  passes[p.pairs.options](p, rows, columns);
 }
 
 template <class V>
@@ -33,7 +37,7 @@ void maximum_if(const Forward<typename V::Scalar>& p, Rows rows, Rows columns) {
 template <class V>
 constexpr Kernels<typename V::Scalar> table() {
   using T = typename V::Scalar;
-  return {V::kRows, V::layout, normalise<V, T>, maximum_if<V>, forward_if<V, 0>, backward_if<V, 0>,
+  return {V::kRows, V::layout, normalise<V, T>, maximum_if<V>, forward_if<V>, backward_if<V>,
           normalise_backward<V, T>, histogram<V>, uniformity<V>, row_similarities<V>};
 }
 

@@ -76,17 +76,19 @@ struct Forward {
   int64_t bins;           // 0: no histogram
 };
 
-// dL/ds_ij + dL/ds_ji = denominator_i e_ij + denominator_j e_ji - positive_i - positive_j, each term
-// where its mask holds; with the upstream gradient and 1/temperature already in the coefficients.
+// dL/ds_ij + dL/ds_ji = denominator_i e_ij + denominator_j e_ji + positive_i + positive_j, each term
+// where its mask holds; with the upstream gradient over upstream_scale and 1/temperature already in the
+// coefficients.
 template <class T>
 struct Backward {
   Pairs<T> pairs;
   T* denominator;                   // (padded_n)
-  T* positive;                      // (padded_n)
+  T* positive;                      // (padded_n), not above 0
   double* partner_weight;           // (padded_n): of the partner's similarity ...
   double* partner_share;            // (padded_n): ... and of exp(s/tau - log D)
   double* log_denominator;          // (padded_n)
   T inverse_temperature;
+  double upstream_scale;            // a power of two, and the weight of a row's loss
   T* gradient;                      // (padded_n, width): of the unit rows
   T* transposed;                    // its share from z^T G (amx.h); else null
   void* grad_z;                     // (n, dim), elements of type `element`

@@ -175,7 +175,7 @@ void pack_unit_rows(Amx<parts>, const Embeddings<float>& z, Rows rows) {
 }
 #endif
 
-// dz = (dẑ - (dẑ . ẑ) ẑ) / |z|
+// dz = upstream_scale (dẑ - (dẑ . ẑ) ẑ) / |z|
 template <class E, class T>
 void normalise_backward_rows(const Backward<T>& p, Rows rows) {
   const auto& z = p.pairs.z;
@@ -185,6 +185,7 @@ void normalise_backward_rows(const Backward<T>& p, Rows rows) {
       for (int64_t d = 0; d < z.dim; ++d) E::store(p.grad_z, i * z.dim + d, 0);
       continue;
     }
+    const double outer = p.upstream_scale * inverse;
     double factor = inverse;
     if constexpr (sizeof(T) == 8) {  // 1 / |z| may have lost digits
       const Norm norm = row_norm<E>(z.z, i * z.dim, z.dim);
@@ -196,7 +197,7 @@ void normalise_backward_rows(const Backward<T>& p, Rows rows) {
     });
     for (int64_t d = 0; d < z.dim; ++d) {
       const double unit = E::load(z.z, i * z.dim + d) * factor;
-      E::store(p.grad_z, i * z.dim + d, T((double(gradient[d]) - dot * unit) * inverse));
+      E::store(p.grad_z, i * z.dim + d, T((double(gradient[d]) - dot * unit) * outer));
     }
   }
 }

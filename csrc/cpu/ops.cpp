@@ -181,21 +181,28 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
                                          const Tensor& threshold,
                                          const std::optional<Tensor>& groups,
                                          const Tensor& log_denominator, const Tensor& num_positives,
-                                         const Tensor& positives_similarity, Loss loss,
+                                         const Tensor& positives_similarity, const Loss& asked,
                                          const Reduction& reduction, double width) {
   Input<T> input(z, true, groups);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
+  Loss loss = asked;
+  Backward<T> p{};
   const RowValues<T> upstream = reduction.none ? RowValues<T>("grad_loss", grad_loss, n)
                                                : RowValues<T>("grad_loss", grad_loss);
-  const double weight = reduction.weight(n);
+  // The kernels see gradients to similarities of about 1: parts of very small ones would be subnormal, and
+  // products of very large ones infinite.
+  double largest = 0;
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(double(upstream[i])));
+  largest *= loss.inverse_temperature;
+  const bool finite = largest > 0 && largest <= std::numeric_limits<double>::max();
+  const double power = finite ? std::ldexp(1, std::clamp(std::ilogb(largest), -1000, 1000)) : 1;
+  p.upstream_scale = power * reduction.weight(n);
   const RowValues<T> thresholds("threshold", threshold, n),
       similarities("positives_similarity", positives_similarity, n);
   const RowValues<double> logs("log_denominator", log_denominator, n);
   const RowValues<int64_t> counts("num_positives", num_positives, n);
-  for (int64_t i = 0; i < n && !loss.own_shift; ++i)
-    loss.own_shift = loss.inverse_temperature - logs[i] > kLargestShare;
+  for (int64_t i = 0; i < n; ++i) loss.own_shift |= loss.inverse_temperature - logs[i] > kLargestShare;
   T *k, *shift = nullptr;
-  Backward<T> p{};
   for (T** values : {&k, &p.denominator, &p.positive}) input.memory.want(*values, padded_n);
   for (double** values : {&p.partner_weight, &p.partner_share, &p.log_denominator})
     input.memory.want(*values, padded_n);
@@ -231,14 +238,14 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
     if (layout.transposed) clear(p.transposed, layout.transposed);
     for (int64_t i = rows.begin; i < rows.end; ++i) {
       const bool row = i < n;
-      const auto f = row ? loss.factors<T>(weight * upstream[i], logs[i], counts[i], similarities[i],
-                                           shared_shift, width)
+      const auto f = row ? loss.factors<T>(upstream[i] / power, logs[i], counts[i], similarities[i], shared_shift,
+                                           width > 0)
                          : RowFactors<T>{};
       k[i] = !row ? 0 : thresholds[i] == thresholds[i] ? thresholds[i] : T(kNaN);  // as in normalise.h
       p.log_denominator[i] = f.log_denominator;
       if (shift) shift[i] = T(f.log_denominator * kLog2E);
       p.denominator[i] = f.denominator;
-      p.positive[i] = f.positive;
+      p.positive[i] = -f.positive;
       p.partner_weight[i] = f.partner_weight;
       p.partner_share[i] = f.partner_share;
       if (width > 0) {
@@ -256,7 +263,8 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
         input.kernels->normalise_backward(p, rows);
         if (width > 0)
           for (int64_t i = rows.begin; i < std::min(rows.end, n); ++i)
-            threshold_gradients[i] = T(p.grad_threshold[i]);
+            threshold_gradients[i] = logs[i] == logs[i] ? T(p.grad_threshold[i] / width * p.upstream_scale)
+                                                      : T(kNaN);
       });
   return {grad_z, grad_threshold};
 }

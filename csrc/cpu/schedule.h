@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <vector>
 
 #include "kernels.h"
@@ -14,19 +15,27 @@ namespace arec::cpu {
 inline int64_t round_up(int64_t x, int64_t step) { return (x + step - 1) / step * step; }
 
 // Rows are cut into blocks of whole tiles. The size follows from n alone, so that the order of every
-// sum does: as large as two blocks fit the second cache, small enough for a few pairs at a time.
+// sum does: as large as pays (at 64 columns two blocks fit a second cache of 2 MB), small enough for a few
+// pairs at a time.
 inline int64_t block_rows(int64_t n) {
   return n <= 512 ? kTile : n <= 1024 ? 2 * kTile : n <= 2048 ? 4 * kTile : 8 * kTile;
 }
 
-// Threads of torch's pool, each calling f(worker, workers).
+// Threads of torch's pool, each calling f(worker, workers). Throws what the first of them throws.
 template <class F>
 void parallel(int64_t most, F f) {
   const int64_t workers = std::clamp<int64_t>(torch::stable::get_num_threads(), 1, most);
   if (workers == 1) return f(0, 1);
+  std::exception_ptr error;
+  std::atomic<bool> failed{false};
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t worker = begin; worker < end; ++worker) f(worker, workers);
+    try {
+      for (int64_t worker = begin; worker < end; ++worker) f(worker, workers);
+    } catch (...) {
+      if (!failed.exchange(true)) error = std::current_exception();
+    }
   });
+  if (error) std::rethrow_exception(error);
 }
 
 // The tasks of all pairs of blocks of n rows, as one list in which every task follows those it needs.
@@ -43,7 +52,7 @@ class RoundRobin {
  public:
   struct Task {
     enum { kPrepare, kPair, kNothing, kEnd } kind;
-    int64_t owner = 0;
+    int64_t owner = -1;
     int64_t one = 0, other = 0;            // pieces
     int64_t one_turn = 0, other_turn = 0;  // pairs that each must have behind it
   };
@@ -78,8 +87,8 @@ class RoundRobin {
     const int64_t x = slot % 2 ? last - slot / 2 : slot / 2;
     // Half of the round: modulo an odd number of blocks slots_, (blocks_ + 1) / 2, is the inverse of 2.
     const int64_t centre = blocks_ % 2 ? round * slots_ % blocks_ : round / 2;
-    const auto [first, second] =
-        std::minmax({(centre - x + blocks_) % blocks_, (centre + odd + x) % blocks_});
+    const auto on_ring = [&](int64_t block) { return block < blocks_ ? block : block - blocks_; };
+    const auto [first, second] = std::minmax({on_ring(centre - x + blocks_), on_ring(centre + odd + x)});
     if (first == second && i > j) return {Task::kNothing};
     // A worker's pairs lie next to each other, so that most blocks stay in its cache for the next
     // round. Where workers do not divide the pairs, their borders move by half a pair.
@@ -98,7 +107,7 @@ class RoundRobin {
 // A worker goes through its own tasks; each waits until both of its blocks have their earlier pairs
 // behind them: no barrier between rounds, no atomics on sums, no copy a thread. Tasks whose owner has
 // no thread yet, or is late, are anybody's. Nobody holds a task while it waits, so the first one that
-// is not begun can always run.
+// is not begun can always run. After a task that throws nobody begins another.
 template <class Prepare, class Pair, class Finish>
 void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
   using Task = RoundRobin::Task;
@@ -111,6 +120,7 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
   const int64_t owners = std::min<int64_t>(torch::stable::get_num_threads(), most);
   const RoundRobin tasks(n, owners);
   std::atomic<int64_t> arrived{0};
+  std::atomic<bool> failed{false};
   std::vector<Counter> next(owners);          // where in the list each owner is
   std::vector<Counter> turn(tasks.pieces());  // pairs that a piece has behind it; -1: not prepared
   for (auto& pairs : turn) pairs.value.store(-1, std::memory_order_relaxed);
@@ -123,25 +133,31 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
   };
   // Runs the owner's next task, unless that has to wait.
   const auto run_next = [&](int64_t owner, int64_t worker) {
-    int64_t at = next[owner].value.load(std::memory_order_relaxed);
+    int64_t begin = next[owner].value.load(std::memory_order_relaxed);
     for (;;) {
-      const Task task = tasks[at];
-      if (task.kind == Task::kEnd) return kOver;
-      const bool own = task.kind != Task::kNothing && task.owner == owner;
-      if (own && !(ready(task.one, task.one_turn) && ready(task.other, task.other_turn))) return kWaits;
-      if (!next[owner].value.compare_exchange_weak(at, at + 1, std::memory_order_relaxed)) continue;
-      ++at;
-      if (!own) continue;
-      if (task.kind == Task::kPrepare) prepare(tasks.rows(task.one));
-      else pair(tasks.rows(task.one), tasks.rows(task.other), worker);
-      advance(task.one, task.one_turn + 1);
-      if (task.other != task.one) advance(task.other, task.other_turn + 1);
+      int64_t at = begin;
+      Task task = tasks[at];
+      while (task.kind != Task::kEnd && task.owner != owner) task = tasks[++at];
+      const bool over = task.kind == Task::kEnd;
+      const bool runs = !over && ready(task.one, task.one_turn) && ready(task.other, task.other_turn);
+      if (runs) ++at;
+      if (at != begin && !next[owner].value.compare_exchange_weak(begin, at, std::memory_order_relaxed)) continue;
+      if (!runs) return over ? kOver : kWaits;
+      try {
+        if (task.kind == Task::kPrepare) prepare(tasks.rows(task.one));
+        else pair(tasks.rows(task.one), tasks.rows(task.other), worker);
+        advance(task.one, task.one_turn + 1);
+        if (task.other != task.one) advance(task.other, task.other_turn + 1);
+      } catch (...) {
+        failed.store(true, std::memory_order_relaxed);
+        throw;
+      }
       return kRan;
     }
   };
   parallel(owners, [&](int64_t, int64_t) {
     const int64_t worker = arrived.fetch_add(1, std::memory_order_relaxed);
-    for (int waits = 0;;) {
+    for (int waits = 0; !failed.load(std::memory_order_relaxed);) {
       Outcome outcome = run_next(worker, worker);
       if (outcome == kRan) {
         waits = 0;

@@ -210,7 +210,7 @@ struct Avx512 : MultiplyAdds {
     return _mm512_castsi512_ps(_mm512_add_epi32(
         _mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(n), 23)));
   }
-  static void store_integers(uint32_t* p, Reg x, float nan) {
+  static void store_integers(uint32_t* p, Reg x, float nan) {  // NaN becomes 2^31, above all bins
     _mm512_storeu_si512(p, _mm512_min_epu32(_mm512_cvttps_epi32(x), _mm512_set1_epi32(int(nan))));
   }
 };

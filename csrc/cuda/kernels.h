@@ -76,8 +76,8 @@ struct Coefficients {
   const int64_t* num_positives;                               // (n)
   int64_t grad_loss_stride;
   double grad_loss_weight;
-  double threshold_width;  // of the straight-through gradient, or 0
-  float* coefficients;     // (kCoefficients, padded_n)
+  bool soft;            // with a gradient of the threshold
+  float* coefficients;  // (kCoefficients, padded_n)
 };
 
 struct Backward {
@@ -95,6 +95,7 @@ struct FinishBackward {
   const float *coefficients, *gradients, *threshold_gradients;
   void* grad_z;           // (n, dim)
   float* grad_threshold;  // (n), or null
+  float threshold_width;  // h
 };
 
 struct Quantile {

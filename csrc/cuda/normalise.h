@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) normalise_for_backward(Coefficients 
   const auto mine =
       i < n ? p.loss.factors<float>(p.grad_loss_weight * p.grad_loss[row * p.grad_loss_stride], p.log_denominator[row],
                                     p.num_positives[row], p.positives_similarity[row], p.loss.inverse_temperature,
-                                    p.threshold_width)
+                                    p.soft)
             : RowFactors<float>{};
   float partner_entry = mine.partner(similarity, float(p.loss.inverse_temperature));
   partner_entry += __shfl_xor_sync(0xffffffff, partner_entry, 1);
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) normalise_backward(FinishBackward p)
     float total = 0;
     for (int split = 0; split < rows.splits; ++split)
       total += p.threshold_gradients[int64_t(split) * rows.padded_n + i];
-    p.grad_threshold[i] = total;
+    p.grad_threshold[i] = total / p.threshold_width;
   }
   const UnitRow<F> row(rows, i);
   const Unit* const partner_unit = static_cast<const Unit*>(rows.unit) + int64_t(rows.partner_of(i)) * rows.width;

@@ -241,7 +241,7 @@ std::tuple<Tensor, Tensor> backward(
   input.launch(input.kernels.normalise_for_backward, input.a_warp_a_row(), kThreads, 0,
                Coefficients{input.rows, loss, static_cast<const float*>(grad_loss.const_data_ptr()),
                             data<float>(thresholds), data<float>(similarities), data<double>(logs),
-                            data<int64_t>(counts), how.none ? grad_loss.stride(0) : 0, how.weight(n), threshold_grad,
+                            data<int64_t>(counts), how.none ? grad_loss.stride(0) : 0, how.weight(n), soft,
                             data<float>(coefficients)});
 
   const bool general = groups || !loss.negatives_only || loss.own_shift || soft;
@@ -256,7 +256,7 @@ std::tuple<Tensor, Tensor> backward(
   input.launch(input.kernels.normalise_backward, input.a_warp_a_row(), kThreads, 0,
                FinishBackward{rows, data<float>(coefficients), data<float>(gradients),
                               data<float>(threshold_gradients), grad_z.mutable_data_ptr(),
-                              soft ? data<float>(grad_threshold) : nullptr});
+                              soft ? data<float>(grad_threshold) : nullptr, float(threshold_grad)});
   return {grad_z, grad_threshold};
 }
 

@@ -58,6 +58,19 @@ def test_every_instruction_set_is_correct(
                    threshold_grad=0.1, histogram_bins=20, **options)
 
 
+def test_upstream_gradients_of_any_size(input_type: torch.dtype) -> None:
+    z = make_rows(130, 19, input_type).requires_grad_()
+    k = clear_thresholds(z.detach()).float().requires_grad_()
+    loss = adaptive_info_nce(z, k, temperature=0.2, threshold_grad=0.1, reduction="sum", backend="cpp")
+
+    def gradients(upstream: float) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(loss, (z, k), torch.tensor(upstream), retain_graph=True)
+
+    for factor in (2.0**-100, 2.0**112):
+        for got, one in zip(gradients(factor), gradients(1.0), strict=True):
+            assert torch.equal(got, (one.double() * factor).to(got.dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("d", [1, 2, 17, 64, 130])  # odd widths leave half a pair
 def test_half_precision_on_every_instruction_set(
@@ -237,6 +250,34 @@ def test_quantiles_of_many_equal_and_of_sorted_similarities(q: float) -> None:
             row_similarity_quantile(z, q, backend="cpp"),
             reference.row_similarity_quantile(z.double(), q).float(), atol=1e-6, rtol=0,
         )
+
+
+NO_MEMORY = """
+import resource, torch
+from pathlib import Path
+from arec_kernels import adaptive_info_nce
+def loss(rows, bins):
+    return adaptive_info_nce(torch.ones(rows, 64), 2.0, histogram_bins=bins, backend="cpp")[0].item()
+torch.set_num_threads(2)
+before = loss(2048, 10)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+limits = resource.getrlimit(resource.RLIMIT_AS)
+for megabytes in (0, 4, 20, 20):  # 20: counters for one of two threads
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + megabytes * 2**20, limits[1]))
+    try:
+        loss(4096 - 64 * megabytes, 1 << 22)
+    except (MemoryError, RuntimeError) as error:
+        assert "memory" in str(error) or isinstance(error, MemoryError), error
+resource.setrlimit(resource.RLIMIT_AS, limits)
+assert loss(2048, 10) == before and loss(4096, 1 << 22) > 0
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process")
+def test_no_memory_is_an_error_and_no_end() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True,
+                          timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 PEAK_MEMORY = """
