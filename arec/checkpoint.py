@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,19 +23,15 @@ from arec.config import PLACES, Config
 from arec.data import absolute, load
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
-from arec.errors import DataNotFoundError, UserError
+from arec.errors import DataNotFoundError, RunError
 from arec.objectives import Objective, build_objective
-from arec.ranking import SAMPLED, draw_candidates
+from arec.ranking import SAMPLED, SAMPLED_PROTOCOLS, draw_candidates
 
 CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES, MESSAGES = RUN_FILES = (
     "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl", "candidates.npz",
     "train.log",
 )  # fmt: skip
 _LONG = 5.0  # seconds without a word
-
-
-class RunError(UserError):
-    """A run folder cannot be written, read or continued."""
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
@@ -116,10 +111,13 @@ def load_state(path: Path) -> dict[str, Any]:
         RunError: there is none, or it is not one.
     """
     try:
+        with zipfile.ZipFile(path) as records:  # PyTorch takes damaged numbers as they are
+            if damaged := records.testzip():
+                raise zipfile.BadZipFile(damaged)
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path}: no such file; arec.train writes it after an epoch") from None
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001 (what a damaged file can lead to has no end)
         way_out = (
             "delete it, and --resume trains from the beginning" if path.name == LAST
             else "the run has to be trained again"
@@ -138,7 +136,7 @@ def fitting(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(
             f"{path}: does not fit the settings of {CONFIG} beside it ({type(error).__name__}); "
             "expected both as arec.train wrote them"
@@ -213,8 +211,10 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
         with np.load(path) as kept:
             candidates = dict(kept)
         shape, num_items = (len(split.eval_users), SAMPLED), split.sequences.num_items
-        if any(rows.shape != shape or rows.max() > num_items for rows in candidates.values()):
-            raise ValueError("other users or items")
+        if candidates.keys() != set(SAMPLED_PROTOCOLS) or any(
+            rows.shape != shape or rows.max() > num_items for rows in candidates.values()
+        ):
+            raise ValueError("other rankings, users or items")
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise RunError(
             f"{path}: not readable candidates of this run ({type(error).__name__}); delete it, and "

@@ -7,6 +7,7 @@ of the command line in the current one.
 
 from __future__ import annotations
 
+import os.path
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from pydantic.fields import FieldInfo
 
 from arec.data import NAMES
 from arec.errors import UserError, did_you_mean
+from arec_kernels.arguments import MOST
 
 RECIPES = Path(__file__).parent / "recipes"
 RECIPE_NAMES = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
@@ -76,7 +78,7 @@ class Config(BaseModel):
 
     # Model
     hidden_size: _Size = Field(64, description="width d of embeddings and hidden states")
-    layers: int = Field(2, ge=1, description="transformer layers")
+    layers: int = Field(2, ge=1, le=1000, description="transformer layers")
     heads: int = Field(2, ge=1, description="attention heads; must divide hidden_size")
     feed_forward: _Size = Field(256, description="inner width of the feed-forward layers")
     dropout: float = Field(0.2, ge=0, lt=1, description="of embeddings and layer outputs")
@@ -118,7 +120,8 @@ class Config(BaseModel):
         None,
         ge=1,
         description="of the basic loss: a batch's targets and at least so many other items, drawn "
-        "anew for each batch; none: all items, which for 100,000s of them is work for a GPU",
+        "anew for each batch, with which the loss comes out lower; none: all items, which for 100,000s of "
+        "them is work for a GPU",
     )
     epochs: int = Field(20, ge=1, description="passes over the rows, at most")
     batch_size: _Size = Field(128, description="sequences a step; the contrastive N is twice it")
@@ -174,7 +177,9 @@ class Config(BaseModel):
         description="of cl4srec and duorec; dot: DuoRec's published runs, plain PyTorch, not the op",
     )
     lambda_cl: float = Field(0.1, ge=0, description="weight of the contrastive loss (Eq. 9)")
-    temperature: float = Field(1.0, gt=0, description="cosines are divided by it (the paper: 1)")
+    temperature: float = Field(
+        1.0, ge=1 / MOST, le=MOST, description="cosines are divided by it (the paper: 1)"
+    )
     same_target_negatives: bool = Field(
         True, description="rows of a batch with the same target count as negatives"
     )
@@ -201,7 +206,10 @@ class Config(BaseModel):
         "label", description="how Eq. 9's weights are read"
     )
     threshold_grad: float | None = Field(
-        None, gt=0, description="width of the straight-through gradient to SimThres; none: paper"
+        None,
+        ge=1 / MOST,
+        le=MOST,
+        description="width of the straight-through gradient to SimThres; none: paper",
     )
     quantile: float = Field(
         0.9, gt=0, lt=1, description="share of similarities below the statistical SimThres (k_stat)"
@@ -332,9 +340,9 @@ class Config(BaseModel):
                 raise ConfigError(f"{path}: {name}: expected {kind}, got {value!r}")
         dataset, data_dir = settings.get("dataset"), settings.get("data_dir")
         if isinstance(dataset, str) and dataset not in NAMES:
-            settings["dataset"] = str(path.parent / dataset)
+            settings["dataset"] = str(path.parent / os.path.expanduser(dataset))
         if isinstance(data_dir, str):
-            settings["data_dir"] = str(path.parent / data_dir)
+            settings["data_dir"] = str(path.parent / os.path.expanduser(data_dir))
         return settings
 
     def to_toml(self) -> str:

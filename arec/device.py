@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from arec import parallel
-from arec.checkpoint import RunError
+from arec.errors import RunError
 
 
 def pick_device(name: str) -> torch.device:

@@ -18,6 +18,10 @@ class DataNotFoundError(DataError):
     """No file or folder where it should be."""
 
 
+class RunError(UserError):
+    """A run cannot be made, written, read or continued."""
+
+
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """The end of a message about an unknown word: the nearest known one, if there is one near."""
     near = get_close_matches(word, known, n=1)

@@ -19,10 +19,11 @@ from pathlib import Path
 import polars as pl
 
 from arec import parallel
-from arec.checkpoint import RUN_FILES, RunError, load_run, sampled_candidates, write_text
+from arec.checkpoint import RUN_FILES, load_run, sampled_candidates, write_text
 from arec.cli import Parser, run
 from arec.data.split import LeaveOneOut
 from arec.device import pick_device
+from arec.errors import RunError
 from arec.objectives import Objective
 from arec.ranking import Candidates, rank_shared
 from arec.results import final_metrics, format_results
@@ -37,11 +38,11 @@ def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> str:
 
     Raises:
         RunError, ConfigError, DataError: see :func:`arec.checkpoint.load_run`; RunError also: `ranks`
-            cannot be written, or is a file of the run.
+            cannot be written, exists, or is a file of the run.
     """
     folder, ranks = Path(folder), ranks and Path(ranks)
-    if ranks and ranks.resolve() in [(folder / name).resolve() for name in RUN_FILES]:
-        raise RunError(f"{ranks}: is a file of the run; expected a new one for the ranks")
+    if ranks:
+        parallel.from_main(lambda: _check_new(ranks, folder))
     config, split, objective = load_run(folder)
     objective.to(pick_device(config.device))
     candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
@@ -49,6 +50,14 @@ def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> str:
         table = user_ranks(objective, split, candidates)
         parallel.from_main(lambda: write_text(ranks, table.write_csv()))
     return format_results(final_metrics(objective, split, candidates), candidates)
+
+
+def _check_new(path: Path, run: Path) -> None:
+    """That a file can be written there, before hours of ranking, and is nobody's."""
+    if path.exists() or path.resolve() in [(run / name).resolve() for name in RUN_FILES]:
+        raise RunError(f"{path}: exists, or is a file of the run; expected a new one for the ranks")
+    write_text(path, "")
+    path.unlink()
 
 
 def user_ranks(objective: Objective, split: LeaveOneOut, candidates: Candidates) -> pl.DataFrame:
@@ -76,7 +85,7 @@ def main() -> None:
         type=Path,
         metavar="FILE",
         help="also write the rank of every user's test item in each ranking, and the length of the "
-        "history, as CSV",
+        "history, as CSV, into a new file",
     )
     with parallel.joined():
         arguments = parallel.from_main(parser.parse_args)

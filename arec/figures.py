@@ -55,11 +55,13 @@ def _logging(key: str) -> Callable[[Sequence[Run]], list[Run]]:
 
 
 def alike(runs: Sequence[Run], *but: str) -> list[list[Run]]:
-    """Groups of runs that differ, if at all, in the seed and these settings."""
-    groups: dict[str, list[Run]] = {}
+    """Groups of runs on the same data that differ, if at all, in the seed and these settings."""
+    groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         same = run.config.model_dump_json(exclude=PLACES | {"seed", *but})
-        groups.setdefault(same, []).append(run)
+        # A file may have grown between two runs. The built-in data are made by the seed.
+        data = (run.metrics or {}).get("data", "") if run.config.dataset != "builtin" else ""
+        groups.setdefault((same, data), []).append(run)
     return list(groups.values())
 
 

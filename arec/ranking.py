@@ -25,6 +25,7 @@ Candidates = Mapping[str, np.ndarray]
 
 CUTOFFS = (5, 10, 20, 50)
 SAMPLED = 100
+SAMPLED_PROTOCOLS = (f"popular-{SAMPLED}", f"random-{SAMPLED}")
 _TRIES = 2 * SAMPLED
 _COLUMNS = 8192  # compared with the target at once
 _USERS = 64
@@ -126,8 +127,8 @@ def draw_candidates(
     uniform = np.ones_like(popular)
     uniform[0] = 0  # padding
     drawn = {}
-    for name, weights in {"popular": popular, "random": uniform}.items():
-        drawn[f"{name}-{SAMPLED}"] = rows_drawn = np.zeros((len(starts), SAMPLED), np.int32)
+    for name, weights in zip(SAMPLED_PROTOCOLS, (popular, uniform)):
+        drawn[name] = rows_drawn = np.zeros((len(starts), SAMPLED), np.int32)
         cumulative = weights.cumsum()
         for rows in _slices(len(starts), batch_size):
             known = [items[start:end] for start, end in zip(starts[rows], ends[rows])]
@@ -255,18 +256,23 @@ def evaluate_scores(
     scores: Callable[[LeaveOneOut], Iterable[ScoreBatch]],
     candidates: Candidates | None = None,
     cutoffs: Sequence[int] = CUTOFFS,
+    *,
+    lists: bool = True,
 ) -> dict[str, dict[str, float]]:
     """The metrics of each protocol: of ranks and, among all items, of lists too (`arec.metrics`).
 
     Args:
         scores: see `rank_shared`.
         candidates: see `rank_targets`.
+        lists: without them there are the metrics of ranks only, and less to do.
     """
-    ranks, lists = rank_shared(split, stage, scores, candidates, top=max(cutoffs))
+    top = max(cutoffs) if lists else 0
+    ranks, recommended = rank_shared(split, stage, scores, candidates, top)
     metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
-    targets, counts = split.targets(stage), split.train_counts()
-    for protocol, items in lists.items():
-        metrics[protocol] |= metrics_from_lists(items, targets, counts, cutoffs)
+    if lists:
+        targets, counts = split.targets(stage), split.train_counts()
+        for protocol, items in recommended.items():
+            metrics[protocol] |= metrics_from_lists(items, targets, counts, cutoffs)
     return metrics
 
 

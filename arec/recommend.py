@@ -13,11 +13,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from arec import parallel
-from arec.checkpoint import RunError, load_run
+from arec.checkpoint import load_run
 from arec.cli import Parser, run
 from arec.data.batches import gather_windows
 from arec.data.interactions import Sequences
 from arec.device import pick_device
+from arec.errors import RunError
 from arec.objectives import Objective
 from arec.ranking import top_items, users_at_once
 
@@ -54,6 +55,9 @@ def recommend(
         scores[[0, *history]] = -torch.inf  # padding, and what the user has
         print([sequences.item_ids[item - 1] for item in scores.topk(10).indices])
 
+    Raises:
+        ValueError: a user that is not there or has no items.
+
     Yields:
         user, items ``(k,)`` int64 and scores ``(k,)`` float32, best first; k is less than ``top``
         where the user leaves fewer items.
@@ -61,6 +65,10 @@ def recommend(
     objective.eval()
     device = objective.device
     users = np.asarray(users)
+    if not np.isin(users, np.flatnonzero(sequences.lengths > 0)).all():
+        raise ValueError(
+            f"users: expected numbers from 0 to {len(sequences.lengths) - 1} of users with items"
+        )
     size = users_at_once(sequences.num_items, device.type)
     for start in range(0, len(users), size):
         batch = users[start : start + size]
@@ -119,9 +127,10 @@ def write_recommendations() -> None:
     parser.add_argument(
         "--users",
         nargs="+",
+        action="extend",
         metavar="ID",
-        help="ids as in the data set, of which unknown ones are named and passed over; default: "
-        "everybody",
+        help="ids as in the data set, of which unknown ones are named and passed over (one that "
+        "begins with a hyphen: --users=ID, again for each); default: everybody",
     )
     arguments = parser.parse_args()
     if arguments.top < 1:
@@ -131,14 +140,15 @@ def write_recommendations() -> None:
     users = np.flatnonzero(sequences.lengths > 0)
     if arguments.users:
         number = {name: user for user, name in enumerate(sequences.user_ids)}
-        unknown = [name for name in arguments.users if name not in number]
+        asked = [name.strip() for name in arguments.users]  # as the data are read
+        unknown = [name for name in asked if name not in number]
         if unknown:
             named = ", ".join(map(repr, unknown))
             message = f"--users: {config.dataset} has, with k_core {config.k_core}, no user {named}"
-            if len(unknown) == len(arguments.users):
+            if len(unknown) == len(asked):
                 raise RunError(f"{message}; there is, for example, {sequences.user_ids[users[0]]!r}")
             print(f"{parser.prog}: {message}", file=sys.stderr)
-        known = dict.fromkeys(name for name in arguments.users if name in number)
+        known = dict.fromkeys(name for name in asked if name in number)
         users = np.array([number[name] for name in known])
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["user", "rank", "item", "score"])

@@ -9,8 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from arec.checkpoint import LOG, METRICS, RunError, read_config, write_bytes
+from arec.checkpoint import LOG, METRICS, read_config, write_bytes
 from arec.cli import Parser, run
+from arec.errors import RunError
 from arec.figures import FIGURES, Plot, Run, alike
 from arec.tables import SUMMARY, markdown_table, summary, with_idle_simthres
 
@@ -29,8 +30,8 @@ def read_run(folder: Path, name: str) -> Run:
     lines = _text(folder / LOG).splitlines() if finished or (folder / LOG).exists() else []
     if not lines:
         raise RunError(f"{folder}: no epoch is finished yet")
-    log = [_json(folder / LOG, line, number) for number, line in enumerate(lines, start=1)]
-    metrics = _json(folder / METRICS, _text(folder / METRICS)) if finished else None
+    log = [_json(folder / LOG, line, "valid", number) for number, line in enumerate(lines, start=1)]
+    metrics = _json(folder / METRICS, _text(folder / METRICS), "test") if finished else None
     return Run(name, config, log, metrics)
 
 
@@ -42,14 +43,18 @@ def _text(path: Path) -> str:
         raise RunError(f"{path}: {reason}") from None
 
 
-def _json(path: Path, text: str, first_line: int = 1) -> dict[str, Any]:
+def _json(path: Path, text: str, key: str, first_line: int = 1) -> dict[str, Any]:
+    """An object that has `key`, as arec.train writes them."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise RunError(
             f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})"
         ) from None
+    if not isinstance(found, dict) or key not in found:
+        raise RunError(f"{path}, line {first_line}: expected an object with {key!r}")
+    return found
 
 
 def names(folders: Sequence[Path]) -> list[str]:
@@ -69,17 +74,19 @@ def png(plot: Plot, runs: Sequence[Run]) -> bytes:
 
 def results_table(runs: Sequence[Run]) -> str:
     """Test figures of finished runs, at least one; runs that differ in the seed alone are one row."""
-    rows = []
+    rows, repeated = [], []
     for group in alike(runs):
         figures = summary([run.metrics for run in group])
         named = ", ".join(run.name for run in group)
         rows.append([named, Path(group[0].config.dataset).name, *figures])
+        if len({run.config.seed for run in group}) < len(group):
+            repeated.append(f"Of {named} several have the same seed: not a deviation over seeds.")
     head = ["test", "data", *map(" ".join, SUMMARY)]
     protocol = (
         "Ranking among all items; filtered: the rest of the user's own history is not ranked. Of runs that "
         "differ in the seed alone mean ± standard deviation."
     )
-    notes = [protocol, *with_idle_simthres(run.metrics for run in runs)]
+    notes = [protocol, *repeated, *with_idle_simthres(run.metrics for run in runs)]
     lines = [*markdown_table(head, rows), "", *notes]
     return "\n".join(lines) + "\n"
 

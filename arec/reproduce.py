@@ -5,7 +5,6 @@ Runs that are missing are trained, interrupted ones go on, finished ones stay.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from typing import Any
 from arec import parallel
 from arec.checkpoint import (
     BEST,
-    METRICS,
     check_data,
     fitting,
     is_finished,
@@ -127,7 +125,7 @@ def describe(plan: Plan, runs: Mapping[Any, Sequence[Planned]]) -> str:
 
 def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) -> None:
     results = {
-        key: [json.loads((folder / METRICS).read_text(encoding="utf-8")) for folder, _ in runs]
+        key: [read_run(folder, folder.name).metrics for folder, _ in runs]
         for key, runs in needed.items()
     }
     ours = f"Ours: {over_seeds(len(seeds))}, {describe(plan, needed)}."

@@ -17,22 +17,26 @@ _ROWS = {"test": "test", "popularity": "popularity", "upper_bound": "upper bound
 
 
 def final_metrics(
-    objective: Objective, split: LeaveOneOut, candidates: Candidates
+    objective: Objective,
+    split: LeaveOneOut,
+    candidates: Candidates,
+    valid: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Validation and test figures, those of the popularity baseline, and what planted data add.
 
     Args:
         candidates: of the test stage, see :func:`arec.ranking.draw_candidates`.
+        valid: the validation figures of all users, where they are known.
 
     Returns:
         ``valid``, ``test``, ``popularity`` (on the test items) and, with planted truth,
         ``upper_bound``: each ``{protocol: metrics}``, see :func:`evaluate_scores`; ``valid`` has no
-        sampled protocols. With planted truth and AdaptiveRec also ``false_negatives``, see
+        sampled protocols and no metrics of lists. With planted truth and AdaptiveRec also ``false_negatives``, see
         :func:`false_negative_detection`; with a learnable SimThres ``simthres``, see
         :func:`simthres_spread`.
     """
     metrics = {
-        "valid": evaluate(objective, split, "valid"),
+        "valid": valid or evaluate(objective, split, "valid", lists=False),
         "test": evaluate(objective, split, "test", candidates),
         "popularity": evaluate_scores(split, "test", popularity_scores, candidates),
     }
@@ -68,6 +72,20 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
             "where random-100 has all of them, its rank is the filtered one; popular-100 never has an "
             "item that nobody is trained on"
         )
+    of_lists = [
+        f"{f'{label} ({protocol})':26}{figures['Coverage@10']:11.4f}{figures['PopularityBias@10']:11.4f}"
+        for row, label in _ROWS.items()
+        for protocol, figures in metrics.get(row, {}).items()
+        if "Coverage@10" in figures
+    ]
+    if of_lists:
+        lines += [
+            "",
+            f"{'the first 10 items':26}{'coverage':>11}{'popularity':>11}",
+            *of_lists,
+            "coverage: the share of all items that somebody gets; popularity: how often those that users",
+            "get occur in training, over those that they chose",
+        ]
     if "false_negatives" in metrics:
         found = metrics["false_negatives"]
         lines += [

@@ -28,9 +28,14 @@ def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Ite
 
 
 def evaluate(
-    objective: Objective, split: LeaveOneOut, stage: Stage, candidates: Candidates | None = None
+    objective: Objective,
+    split: LeaveOneOut,
+    stage: Stage,
+    candidates: Candidates | None = None,
+    *,
+    lists: bool = True,
 ) -> dict[str, dict[str, float]]:
     """The metrics of each protocol: see :func:`arec.ranking.evaluate_scores`."""
     return evaluate_scores(
-        split, stage, lambda part: score_batches(objective, part, stage), candidates
+        split, stage, lambda part: score_batches(objective, part, stage), candidates, lists=lists
     )

@@ -266,7 +266,12 @@ def _fit_and_rank(trainer: Trainer) -> str:
         "processes": parallel.count(),
         "torch": torch.__version__,
         **above,
-        **final_metrics(trainer.objective, split, candidates),
+        **final_metrics(
+            trainer.objective,
+            split,
+            candidates,
+            records[trainer.best_epoch - 1]["valid"] if config.validation_users is None else None,
+        ),
     }
     parallel.from_main(lambda: write_json(folder / METRICS, metrics))
     log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)

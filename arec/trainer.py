@@ -19,7 +19,6 @@ from arec.checkpoint import (
     BEST,
     LAST,
     LOG,
-    RunError,
     fingerprint,
     fitting,
     load_state,
@@ -32,6 +31,7 @@ from arec.data.batches import TrainingBatches
 from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection
 from arec.device import pick_device, pick_precision
+from arec.errors import RunError
 from arec.objectives import AdaptiveRec, build_objective
 from arec.scoring import evaluate
 
@@ -103,6 +103,7 @@ class Trainer:
             state = parallel.from_main(lambda: load_state(run / LAST))
             with fitting(run / LAST):
                 self._restore(state)
+            parallel.from_main(self._write_log)
             # The run may have been killed before its best epoch became the checkpoint.
             if self.records and self.best_epoch == len(self.records) and not self.step:
                 parallel.from_main(self._save_best)
@@ -140,7 +141,7 @@ class Trainer:
         start = time.perf_counter() - self.seconds
         record = {"epoch": epoch, **self._train(epoch, bar)}
         record["train_seconds"] = time.perf_counter() - start
-        record["valid"] = evaluate(self.objective, self.valid_split, "valid")
+        record["valid"] = evaluate(self.objective, self.valid_split, "valid", lists=False)
         if self.config.contrastive:
             record |= view_alignment(self.objective, self.batches.sample(_ALIGNMENT_ROWS))
             if self.split.sequences.planted is not None and isinstance(self.objective, AdaptiveRec):
@@ -229,8 +230,11 @@ class Trainer:
             },
         )
 
-    def _save_last(self) -> None:
+    def _write_log(self) -> None:
         write_text(self.run / LOG, "".join(json.dumps(record) + "\n" for record in self.records))
+
+    def _save_last(self) -> None:
+        self._write_log()
         save(
             self.run / LAST,
             {

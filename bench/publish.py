@@ -70,15 +70,18 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
     Where it is a data set's name, with the literature's NDCG@10.
     """
     head = [f"{part}, test", *map(" ".join, SUMMARY), "runs", "epochs", "minutes"]
-    rows, notes, several = [], set(), False
+    rows, notes, several, same_seed = [], set(), False, []
     for name, runs in by_name(part).items():
         if recipes and not (RECIPES / f"{name}.toml").exists():
             continue
         notes |= {
-            f"{run['machine']}, {run['threads']} thread{'s' * (run['threads'] > 1)} a run"
+            f"{run['machine']}, {run['threads']} thread{'s' * (run['threads'] > 1)} a run, "
+            + run.get("precision", run["config"]["precision"])
             for run in runs
         }
         several |= len(runs) > 1
+        if len({run["config"]["seed"] for run in runs}) < len(runs):
+            same_seed.append(f"`{name}`")
         cells = [*summary(runs), str(len(runs))]
         cells += [f"{np.mean([run[key] for run in runs]):.0f}" for key in ("epochs", "minutes")]
         rows.append([f"`{name}`", *cells])
@@ -91,7 +94,9 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
     lines = markdown_table(head, rows)
     lines += ["", f"Measured on {'; '.join(sorted(notes))}; the full records are in `bench/results/`."]
     if several:
-        lines.append("Of several runs mean ± standard deviation; epochs and minutes are one run's.")
+        lines.append("Of several runs mean ± standard deviation; epochs and minutes are a run's, in the mean.")
+    if same_seed:
+        lines.append(f"Several runs of one seed: {', '.join(same_seed)}.")
     return "\n".join(lines)
 
 
@@ -124,13 +129,12 @@ def simthres_table() -> str:
                 np.mean([run["simthres"][key] for run in runs])
                 for key in ("mean", "std", "quantile_std", "correlation")
             )
-            k_stat, positives = (  # none where pairs above k are masked
-                np.mean([run["log"][-1].get(key, 0.0) for run in runs])
-                for key in ("k_stat", "positives_per_row")
-            )
+            k_stat = np.mean([run["log"][-1]["k_stat"] for run in runs])
+            masked = not runs[0]["config"]["positives"]
+            positives = np.mean([run["log"][-1].get("positives_per_row", 0.0) for run in runs])
             rows.append([
                 f"`{name}`", "none" if width is None else f"h = {width}", f"{k_stat:.3f}",
-                f"{positives:.1f}", f"{mean:.3f}", f"{std:.4f}", f"{quantile_std:.4f}",
+                "masked" if masked else f"{positives:.1f}", f"{mean:.3f}", f"{std:.4f}", f"{quantile_std:.4f}",
                 f"{correlation:.2f}",
             ])  # fmt: skip
     lines = markdown_table(head, rows)

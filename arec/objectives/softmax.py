@@ -31,8 +31,9 @@ def item_loss(
     Every target of the batch (of its share that a process has) is there, for all positions, and at
     least ``sampled_negatives`` of the other items, drawn uniformly without replacement; each of these
     counts as often as there are others to one drawn. So the sums of exponentials are unbiased, and
-    their logarithms, the loss, a little low; with all items drawn both are exact. Of several processes
-    the mean is that over the targets of all, see `parallel.share_of_mean`.
+    their logarithms, the loss, low: the lower, the fewer are drawn, so that losses compare at one number
+    only. With all items drawn both are exact. Of several processes the mean is that over the targets of
+    all, see `parallel.share_of_mean`.
     """
     if sampled_negatives is None:
         loss = full_softmax_loss(hidden, item_table, targets)
@@ -47,7 +48,7 @@ def item_loss(
     rows = F.pad(item_table[torch.cat([known, drawn])], (0, 0, 1, 0))
     stand_for = rows.new_ones(len(rows) - 1, dtype=torch.float32)
     stand_for[len(known) :] = len(others) / max(len(drawn), 1)
-    loss = _FullSoftmax.apply(hidden, rows, labels + 1, stand_for.log())
+    loss = _ChunkedSoftmax.apply(hidden, rows, labels + 1, stand_for.log())
     return parallel.share_of_mean(loss, len(targets))
 
 
@@ -63,10 +64,10 @@ def full_softmax_loss(
     catalogues of millions of items fit. Under autocast the products are in its type, the softmax
     and the sums in float32. No second derivative.
     """
-    return _FullSoftmax.apply(hidden, item_table, targets, None)
+    return _ChunkedSoftmax.apply(hidden, item_table, targets, None)
 
 
-class _FullSoftmax(torch.autograd.Function):
+class _ChunkedSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx,

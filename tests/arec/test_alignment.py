@@ -10,10 +10,10 @@ import torch
 
 import arec.trainer
 from arec.alignment import view_alignment
-from arec.checkpoint import RunError
 from arec.config import Config
 from arec.data import load
 from arec.data.split import LeaveOneOut
+from arec.errors import RunError
 from arec.trainer import Trainer
 from arec_kernels import reference
 

@@ -14,6 +14,7 @@ from tiny import sequences_of
 from arec import checkpoint
 from arec.config import Config
 from arec.data.builtin import generate
+from arec.errors import RunError
 
 
 def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
@@ -77,7 +78,25 @@ def test_where_a_run_finds_things_is_not_what_it_is(tmp_path) -> None:
     assert checkpoint.is_finished(tmp_path, Config(data_dir=Path("/new"), device="cpu"))
 
 
-def test_an_empty_checkpoint_is_one_clear_error(tmp_path) -> None:
-    (tmp_path / "last.pt").touch()
-    with pytest.raises(checkpoint.RunError, match="not a readable checkpoint"):
-        checkpoint.load_state(tmp_path / "last.pt")
+@pytest.mark.parametrize("damaged", ["empty", "cut off", "numbers", "anywhere"])
+def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damaged) -> None:
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"objective": {"weights": torch.ones(1000)}, "epoch": 3})
+    checkpoint.load_state(path)
+    whole = path.read_bytes()
+    at = whole.index(torch.ones(1000).numpy().tobytes())
+    for one in range(0, len(whole), 50 if damaged == "anywhere" else len(whole)):
+        changed = {
+            "empty": b"",
+            "cut off": whole[: at + 100],
+            "numbers": whole[: at + 100] + bytes(8) + whole[at + 108 :],  # which PyTorch reads
+            "anywhere": whole[:one] + bytes([whole[one] ^ 255]) + whole[one + 1 :],
+        }[damaged]
+        path.write_bytes(changed)
+        try:
+            state = checkpoint.load_state(path)
+        except RunError as error:
+            assert "last.pt: not a readable checkpoint" in str(error)
+        else:
+            assert damaged == "anywhere", "where it says nothing, as in a date of the archive"
+            assert state["epoch"] == 3 and state["objective"]["weights"].eq(1).all()

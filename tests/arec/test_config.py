@@ -31,6 +31,9 @@ def test_round_trip_through_toml() -> None:
         ({"method": "duorec", "views": "cl4srec"}, "views: 'cl4srec' does not go with"),
         ({"similarity": "dot"}, "similarity: adaptiverec compares cosines"),
         ({"hidden_size": 10**30}, "hidden_size: Input should be less than"),
+        ({"layers": 10**9}, "layers: Input should be less than"),
+        ({"temperature": 1e-30}, "temperature: Input should be greater than or equal to 0.000000"),
+        ({"threshold_grad": 1e30}, "threshold_grad: Input should be less than or equal to 1000000"),
         ({"seed": 2**63}, "seed: Input should be less than"),
         ({"heads": 3}, "heads: expected a divisor of hidden_size=64"),
         ({"partner_weight": 1}, "partner_weight: Input should be less than 1, got 1"),
@@ -100,6 +103,8 @@ def test_relative_paths_start_beside_their_file(tmp_path, monkeypatch) -> None:
     assert read('dataset = "log.csv"') == ("../log.csv", None)
     assert read('dataset = "/data/log.csv"') == ("/data/log.csv", None)
     assert read('dataset = "beauty"\ndata_dir = "beauty"') == ("beauty", Path("../beauty"))
+    monkeypatch.setenv("HOME", "/home/me")
+    assert read('dataset = "~/log.csv"\ndata_dir = "~"') == ("/home/me/log.csv", Path("/home/me"))
     given = {"dataset": "log.csv", "data_dir": "data"}
     config = Config.from_settings(given, tmp_path / "mine.toml")
     assert (config.dataset, config.data_dir) == ("log.csv", Path("data")), "of the command line"

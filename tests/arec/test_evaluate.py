@@ -13,7 +13,7 @@ from programs import SMALL, call
 
 from arec import checkpoint, evaluate, recommend, train
 from arec.metrics import metrics_from_ranks
-from arec.ranking import CUTOFFS
+from arec.ranking import CUTOFFS, SAMPLED_PROTOCOLS
 from arec.results import format_results
 
 
@@ -36,9 +36,10 @@ def test_unreadable_candidates_are_one_clear_error(log_file, tmp_path) -> None:
     path = tmp_path / "candidates.npz"
     for spoil in (
         lambda: path.write_bytes(b"PK"),
-        lambda: np.savez(path, random=np.ones((3, 100))),
-        lambda: np.savez(path, random=np.full((90, 100), 21)),
-        lambda: np.savez(path, random=np.array(1)),
+        lambda: np.savez(path, **dict.fromkeys(SAMPLED_PROTOCOLS, np.ones((3, 100)))),
+        lambda: np.savez(path, **dict.fromkeys(SAMPLED_PROTOCOLS, np.full((90, 100), 21))),
+        lambda: np.savez(path, **dict.fromkeys(SAMPLED_PROTOCOLS, np.array(1))),
+        lambda: np.savez(path, **dict.fromkeys(SAMPLED_PROTOCOLS[:1], np.ones((90, 100)))),
     ):
         spoil()
         with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
@@ -95,15 +96,17 @@ def test_ranks_of_users_are_those_of_the_metrics(
         assert expected == {name: pytest.approx(figures[name]) for name in expected}
     assert not ranks["filtered"].equals(ranks["unfiltered"])
 
+    assert "ranks.csv: exists" in refused(evaluate, folder, "--ranks", file)
+    assert pl.read_csv(file).equals(ranks)
     for own in ("metrics.json", "../run/config.toml"):
         before = (folder / own).read_text()
         with pytest.raises(checkpoint.RunError, match="is a file of the run"):
             evaluate.evaluate_run(str(folder), str(folder / own))
         assert (folder / own).read_text() == before
-    file.unlink()
-    file.mkdir()
     capsys.readouterr()
-    assert "ranks.csv: cannot be written" in refused(evaluate, folder, "--ranks", file)
+    with monkeypatch.context() as early:
+        early.setattr(evaluate, "load_run", None)  # said before anything is ranked
+        assert "cannot be written" in refused(evaluate, folder, "--ranks", file / "ranks.csv")
 
 
 @pytest.mark.parametrize(("fewest", "said"), [(100, False), (99, True)])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from programs import SMALL, call
-from tiny import histories
+from tiny import histories, sequences_of
 
 from arec import ranking, recommend, train
 from arec.config import Config
@@ -46,7 +46,7 @@ def test_recommend_names_new_items_in_order(log_file, tmp_path, monkeypatch, cap
     users = [row["user"] for row in csv.DictReader(capsys.readouterr().out.splitlines())]
     assert Counter(users) == {user: min(10, 20 - len(items)) for user, items in histories.items()}
 
-    call(recommend, monkeypatch, folder, "--top", 1, "--users", "user3", "user14")
+    call(recommend, monkeypatch, folder, "--top", 1, "--users= user3 ", "--users", "user14")
     table, silence = capsys.readouterr()
     firsts = list(csv.DictReader(table.splitlines()))
     assert not silence
@@ -84,6 +84,14 @@ def test_recommends_after_the_latest_items_of_every_user(monkeypatch) -> None:
         best = expected.topk(5)
         assert items.tolist() == best.indices.tolist()
         assert scores == pytest.approx(best.values.numpy(), rel=1e-4)
+
+
+@pytest.mark.parametrize("user", [-1, 8, 1])
+def test_users_that_are_not_there_or_have_nothing(user: int) -> None:
+    sequences = sequences_of([1, 2], [], *([3, 4] for _ in range(6)), num_items=4)
+    objective = build_objective(Config(method="sasrec", hidden_size=8, feed_forward=8), 4)
+    with pytest.raises(ValueError, match="^users: expected numbers from 0 to 7 of users with items$"):
+        list(recommend.recommend(objective, sequences, [0, user], top=2))
 
 
 def test_scores_after_histories_of_nobody() -> None:

@@ -232,6 +232,8 @@ def test_legends_have_the_names_of_runs_and_what_is_compared() -> None:
         (lambda folder: (folder / "log.jsonl").write_text(""), "no epoch is finished yet"),
         (lambda folder: (folder / "log.jsonl").write_text("{"), "log.jsonl, line 1, column 2: not JSON"),
         (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json, line 1, column 2: not JSON"),
+        (lambda folder: (folder / "metrics.json").write_text("{}"), "metrics.json, line 1: expected an object with 'test'"),
+        (lambda folder: (folder / "log.jsonl").write_text("[]"), "log.jsonl, line 1: expected an object with 'valid'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(breaks, message, tmp_path, refused) -> None:
@@ -357,6 +359,20 @@ def test_runs_of_other_seeds_are_a_row_of_the_table() -> None:
         "| b | log.csv | 0.2000 | 0.1000 | 0.4000 | 0.2000 |",
     ]
     assert "In 1 of 1 runs of AdaptiveRec at most 0.004 pairs a row" in lines[-1]
+
+
+def test_runs_on_other_data_are_no_row_of_the_table() -> None:
+    runs = [make(name, 0.1, dataset="log.csv", seed=seed) for seed, name in enumerate("abc")]
+    for run, data in zip(runs, ("as it was", "as it was", "grown")):
+        run.metrics["data"] = data
+    rows = report.results_table(runs).splitlines()[2:4]
+    assert [row.split("|")[1].strip() for row in rows] == ["a, b", "c"]
+
+
+def test_runs_of_one_seed_are_no_seeds() -> None:
+    said = "Of a, b several have the same seed"
+    assert said in report.results_table([make("a"), make("b")])
+    assert said not in report.results_table([make("a"), make("b", seed=1)])
 
 
 def test_many_runs_look_different_and_are_named_whole() -> None:

@@ -16,6 +16,7 @@ from arec import checkpoint, reproduce, tables
 from arec.checkpoint import located
 from arec.config import Config
 from arec.data.builtin import generate
+from arec.errors import RunError
 from arec.figures import FIGURES
 from arec.trainer import Trainer
 
@@ -217,12 +218,20 @@ def test_each_seed_has_built_in_data_of_its_own(tmp_path) -> None:
     assert reproduce.find_missing(runs) == []
 
 
+def test_a_damaged_run_is_one_clear_error(log_file, tmp_path, monkeypatch, refused) -> None:
+    options = ["table1", "--dataset", log_file, "--runs-dir", tmp_path, *TINY]
+    call(reproduce, monkeypatch, *options)
+    run = next(tmp_path.glob("*duorec*seed0"))
+    (run / "metrics.json").write_text("{}")
+    assert "metrics.json, line 1: expected an object with 'test'" in refused(reproduce, *options)
+
+
 def test_seeds_count_from_the_one_that_is_given(log_file, tmp_path, monkeypatch) -> None:
     trained = []
     monkeypatch.setattr(reproduce, "train_all", trained.extend)
     options = ["--dataset", log_file, "--seed", 3, "--seeds", 2, "--runs-dir", tmp_path]
     monkeypatch.setattr("sys.argv", ["program", "table1", *map(str, options)])
-    with pytest.raises(FileNotFoundError):  # nothing has been trained
+    with pytest.raises(RunError, match="no run there"):  # nothing has been trained
         reproduce.main()
     assert {config.seed for _, config in trained} == {3, 4}
 

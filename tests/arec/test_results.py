@@ -27,6 +27,8 @@ def test_a_row_for_each_protocol_and_what_it_means() -> None:
     assert rows[:3] == [f"{name:26}{numbers}" for name in named]
     explained = [row.partition(":")[0] for row in rows[3:]]
     assert explained == ["filtered", "popular-100, random-100"]
+    figures |= {"Coverage@10": 0.25, "PopularityBias@10": 1.5}
+    assert f"{'test (filtered)':26}     0.2500     1.5000" in format_results(metrics, CANDIDATES).splitlines()
 
 
 @pytest.mark.parametrize(("correlation", "said"), [(None, "no correlation"), (-0.25, "correlation: -0.25")])
@@ -49,6 +51,7 @@ def test_the_figures_beside_the_model_s_are_of_the_test_items() -> None:
     split = planted()
     candidates = draw_candidates(split, "test", 0)
     metrics = final_metrics(build_objective(config_of(method="sasrec"), 100), split, candidates)
+    assert "Coverage@10" in metrics["test"]["unfiltered"] and "Coverage@10" not in metrics["valid"]["unfiltered"]
     assert metrics["popularity"] == evaluate_scores(split, "test", popularity_scores, candidates)
     assert metrics["upper_bound"] == evaluate_scores(
         split, "test", lambda part: upper_bound_scores(part, "test"), candidates

@@ -21,9 +21,8 @@ import torch
 from programs import SMALL, call
 
 from arec import checkpoint, evaluate, train
-from arec.checkpoint import RunError
 from arec.config import Config
-from arec.errors import DataError
+from arec.errors import DataError, RunError
 from arec.ranking import draw_candidates
 from arec.train import _default_folder
 from arec.trainer import Trainer

@@ -149,26 +149,37 @@ def test_a_broken_last_checkpoint_names_the_way_out(
     (folder / "last.pt").unlink()
     call(train, monkeypatch, "--resume", folder)
     assert capsys.readouterr().out == table
+    log = (folder / "log.jsonl").read_text()
+    (folder / "log.jsonl").write_text(log[:-30])
+    (folder / "metrics.json").unlink()
+    call(train, monkeypatch, "--resume", folder)
+    assert (folder / "log.jsonl").read_text() == log, "it is in last.pt too"
 
 
-def test_few_users_validate_and_all_are_tested(log_file, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "validated"),
+    [(["--validation-users", 7], [7, 7, 90]), ([], [90, 90])],  # of all they are known in the end
+)
+def test_few_users_validate_and_all_are_tested(
+    log_file, tmp_path, monkeypatch, given: list, validated: list[int]
+) -> None:
     ranked = []
 
-    def counted(split, stage, *args):
+    def counted(split, stage, *args, **options):
         ranked.append((stage, len(split.eval_users)))
-        return rank(split, stage, *args)
+        return rank(split, stage, *args, **options)
 
     rank = arec.scoring.evaluate_scores
     monkeypatch.setattr(arec.scoring, "evaluate_scores", counted)
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 2,
-         "--validation-users", 7, *SMALL)  # fmt: skip
-    assert ranked == [("valid", 7), ("valid", 7), ("valid", 90), ("test", 90)]
+         *given, *SMALL)  # fmt: skip
+    assert ranked == [*(("valid", users) for users in validated), ("test", 90)]
 
 
 def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) -> None:
     figures = iter([0.1, 0.3, 0.2, 0.2, 0.25, 0.9])
 
-    def planned(objective, split, stage):
+    def planned(objective, split, stage, **options):
         value = next(figures) if stage == "valid" else 0.0
         return {name: {"NDCG@10": value} for name in ("filtered", "unfiltered")}
 
@@ -351,7 +362,7 @@ def test_seconds_before_an_interruption_count(tmp_path, monkeypatch) -> None:
 def test_the_best_epoch_outlives_an_interruption(tmp_path, monkeypatch) -> None:
     figures = iter([0.3, 0.1, 0.2])
 
-    def planned(objective, split, stage):
+    def planned(objective, split, stage, **options):
         value = next(figures)
         return {name: {"NDCG@10": value} for name in ("filtered", "unfiltered")}
 

@@ -138,7 +138,7 @@ def test_the_products_have_few_different_sizes(monkeypatch) -> None:
         sizes.append(len(table) - 1)
         return hidden.sum()
 
-    monkeypatch.setattr(softmax._FullSoftmax, "apply", counted)
+    monkeypatch.setattr(softmax._ChunkedSoftmax, "apply", counted)
     hidden, table = torch.randn(3, 4), torch.randn(1001, 4)
     for targets in ([1, 2, 3], [1, 1, 1]):
         softmax.item_loss(hidden, table, torch.tensor(targets), 70)
