@@ -217,8 +217,9 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
     def complain(line: int, values: list[str]) -> DataError:
         expected = dialect.separator.join(fields)
         got = dialect.separator.join(values)
-        quote = "; perhaps a quote is not closed" if "\n" in got else ""
-        return DataError(f"{where}, line {line}: expected {expected!r}, got {got[:80]!r}{quote}")
+        hint = "" if header else " (by its name a file without a header)"
+        hint += "; perhaps a quote is not closed" if "\n" in got else ""
+        return DataError(f"{where}, line {line}: expected {expected!r}, got {got[:80]!r}{hint}")
 
     try:
         frame = pl.read_csv(

@@ -176,6 +176,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   return {out_loss, out_log, out_count, out_similarity, histogram.total()};
 }
 
+// A power of two near the largest upstream gradient over the temperature, which is divided by it on its way into
+// the kernels: parts of very small numbers would be subnormal there, and products of very large ones infinite.
+template <class T>
+double power_near_largest(const RowValues<T>& upstream, int64_t n, double inverse_temperature) {
+  double largest = 0;
+  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(double(upstream[i])));
+  largest *= inverse_temperature;
+  const bool finite = largest > 0 && largest <= std::numeric_limits<double>::max();
+  return finite ? std::ldexp(1, std::clamp(std::ilogb(largest), -1000, 1000)) : 1;
+}
+
 template <class T>
 std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& z,
                                          const Tensor& threshold,
@@ -189,13 +200,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
   Backward<T> p{};
   const RowValues<T> upstream = reduction.none ? RowValues<T>("grad_loss", grad_loss, n)
                                                : RowValues<T>("grad_loss", grad_loss);
-  // The kernels see gradients to similarities of about 1: parts of very small ones would be subnormal, and
-  // products of very large ones infinite.
-  double largest = 0;
-  for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(double(upstream[i])));
-  largest *= loss.inverse_temperature;
-  const bool finite = largest > 0 && largest <= std::numeric_limits<double>::max();
-  const double power = finite ? std::ldexp(1, std::clamp(std::ilogb(largest), -1000, 1000)) : 1;
+  const double power = power_near_largest(upstream, n, loss.inverse_temperature);
   p.upstream_scale = power * reduction.weight(n);
   const RowValues<T> thresholds("threshold", threshold, n),
       similarities("positives_similarity", positives_similarity, n);

@@ -38,7 +38,8 @@ void parallel(int64_t most, F f) {
   if (error) std::rethrow_exception(error);
 }
 
-// The tasks of all pairs of blocks of n rows, as one list in which every task follows those it needs.
+// The tasks of all pairs of blocks of n rows, as one list in which every task follows those it needs; of which
+// each owner has its own part, in the same order.
 //
 // First every block is prepared. Then comes a round-robin: in round r block I meets block J with
 // I + J = r mod blocks, so that a block is in one pair a round, and its pairs follow each other in the
@@ -52,7 +53,6 @@ class RoundRobin {
  public:
   struct Task {
     enum { kPrepare, kPair, kNothing, kEnd } kind;
-    int64_t owner = -1;
     int64_t one = 0, other = 0;            // pieces
     int64_t one_turn = 0, other_turn = 0;  // pairs that each must have behind it
   };
@@ -63,7 +63,15 @@ class RoundRobin {
         blocks_((n + size_ - 1) / size_),
         slots_(blocks_ / 2 + 1),
         cut_(blocks_ / 2 < 2 * owners ? size_ / kTile : 1),
-        owners_(owners) {}
+        owners_(owners),
+        windows_(owners, {slots_, 0}) {
+    for (int64_t round = 0; round < 4; ++round)  // all others have the owners of one of these
+      for (int64_t slot = 0; slot <= last(round); ++slot)
+        for (int64_t i = 0; i < cut_; ++i) {
+          Window& window = windows_[owner_of(round, slot, i)];
+          window = {std::min(window.begin, slot), std::max(window.end, slot + 1)};
+        }
+  }
 
   int64_t pieces() const { return blocks_ * cut_; }
   Rows rows(int64_t piece) const {  // none, where the last block is short
@@ -71,33 +79,48 @@ class RoundRobin {
     return {std::min(piece * step, padded_n_), std::min((piece + 1) * step, padded_n_)};
   }
 
-  Task operator[](int64_t at) const {
-    if (at < pieces()) return {Task::kPrepare, at * owners_ / pieces(), at, at, -1, -1};
-    at -= pieces();
+  // The owner's list, in which nothing stands for some of what others own.
+  Task operator()(int64_t owner, int64_t at) const {
+    const int64_t piece = owner * pieces() / owners_ + at, pieces_end = (owner + 1) * pieces() / owners_;
+    if (piece < pieces_end) return {Task::kPrepare, piece, piece, -1, -1};
+    at = piece - pieces_end;
+    const Window window = windows_[owner];
+    if (window.begin >= window.end) return {Task::kEnd};
     const auto digit = [&](int64_t base) {
       const int64_t value = at % base;
       at /= base;
       return value;
     };
-    const int64_t i = digit(cut_), slot = digit(slots_), j = digit(2 * cut_ - 1) - i, round = at;
+    const int64_t i = digit(cut_), slot = window.begin + digit(window.end - window.begin),
+                  j = digit(2 * cut_ - 1) - i, round = at;
     if (round >= blocks_) return {Task::kEnd};
-    // The pairs are centre -+ x, from both ends of the range of x to its middle.
-    const int64_t odd = blocks_ % 2 ? 0 : round % 2, last = (blocks_ - odd) / 2;
-    if (slot > last || j < 0 || j >= cut_) return {Task::kNothing};
-    const int64_t x = slot % 2 ? last - slot / 2 : slot / 2;
+    if (slot > last(round) || j < 0 || j >= cut_ || owner_of(round, slot, i) != owner) return {Task::kNothing};
+    const int64_t x = place(round, slot);
     // Half of the round: modulo an odd number of blocks slots_, (blocks_ + 1) / 2, is the inverse of 2.
     const int64_t centre = blocks_ % 2 ? round * slots_ % blocks_ : round / 2;
     const auto on_ring = [&](int64_t block) { return block < blocks_ ? block : block - blocks_; };
-    const auto [first, second] = std::minmax({on_ring(centre - x + blocks_), on_ring(centre + odd + x)});
+    const auto [first, second] = std::minmax({on_ring(centre - x + blocks_), on_ring(centre + odd(round) + x)});
     if (first == second && i > j) return {Task::kNothing};
-    // A worker's pairs lie next to each other, so that most blocks stay in its cache for the next
-    // round. Where workers do not divide the pairs, their borders move by half a pair.
-    const int64_t owner = (2 * (x * cut_ + i) + round / 2 % 2) * owners_ / (2 * (last + 1) * cut_);
-    return {Task::kPair, owner, first * cut_ + i, second * cut_ + j, round * cut_ + j, round * cut_ + i};
+    return {Task::kPair, first * cut_ + i, second * cut_ + j, round * cut_ + j, round * cut_ + i};
   }
 
  private:
+  struct Window {  // of the slots of a round, all those of one owner
+    int64_t begin, end;
+  };
+  // The pairs of a round are centre -+ x, 0 <= x <= last: from both ends of that range to its middle.
+  int64_t odd(int64_t round) const { return blocks_ % 2 ? 0 : round % 2; }
+  int64_t last(int64_t round) const { return (blocks_ - odd(round)) / 2; }
+  int64_t place(int64_t round, int64_t slot) const { return slot % 2 ? last(round) - slot / 2 : slot / 2; }
+  // A worker's pairs lie next to each other, so that most blocks stay in its cache for the next
+  // round. Where workers do not divide the pairs, their borders move by half a pair.
+  int64_t owner_of(int64_t round, int64_t slot, int64_t i) const {
+    const int64_t pairs = (last(round) + 1) * cut_, pair = place(round, slot) * cut_ + i;
+    return (2 * pair + round / 2 % 2) * owners_ / (2 * pairs);
+  }
+
   int64_t padded_n_, size_, blocks_, slots_, cut_, owners_;
+  std::vector<Window> windows_;
 };
 
 // Runs, for blocks I <= J of n rows, or for pieces of them,
@@ -121,7 +144,7 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
   const RoundRobin tasks(n, owners);
   std::atomic<int64_t> arrived{0};
   std::atomic<bool> failed{false};
-  std::vector<Counter> next(owners);          // where in the list each owner is
+  std::vector<Counter> next(owners);          // where in its list each owner is
   std::vector<Counter> turn(tasks.pieces());  // pairs that a piece has behind it; -1: not prepared
   for (auto& pairs : turn) pairs.value.store(-1, std::memory_order_relaxed);
   const auto advance = [&](int64_t piece, int64_t pairs) {
@@ -136,8 +159,8 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
     int64_t begin = next[owner].value.load(std::memory_order_relaxed);
     for (;;) {
       int64_t at = begin;
-      Task task = tasks[at];
-      while (task.kind != Task::kEnd && task.owner != owner) task = tasks[++at];
+      Task task = tasks(owner, at);
+      while (task.kind == Task::kNothing) task = tasks(owner, ++at);
       const bool over = task.kind == Task::kEnd;
       const bool runs = !over && ready(task.one, task.one_turn) && ready(task.other, task.other_turn);
       if (runs) ++at;

@@ -7,7 +7,8 @@ namespace {
 // Counts unordered pairs in `counts` (bins + kNowhere), a band (V::kRows, kSide) at a time: add() says
 // what is in it, and its counters go up beside the products of the next band. A store a cycle is all that
 // the first cache takes: where products have a unit of their own and are over sooner (V::kTiles), half of the
-// counters go up beside the sums of the next band.
+// counters go up beside the sums of the next band. What is left of the band before: of its first part
+// [begin_, end_), in next(); of its second one, [kBeside, kBand), what add() has not come to.
 template <class V>
 class BinCounter {
  public:

@@ -247,6 +247,7 @@ def test_columns_must_differ(tmp_path, name, columns):
         ),
         ("u.data", "", "empty file"),
         ("log.txt", "", "no interactions"),
+        ("ratings_Mine.csv", "user,item,timestamp\n1,2,3\n", "(by its name a file without a header)"),
         ("log.txt", "1 2 3\n\n4\n", "line 3: expected 'user item item …', got '4' alone"),
         ("log.json", "{}", "unknown format"),
     ],
