@@ -14,8 +14,10 @@ computed, or the significance of a difference between two runs on the same data:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 
 from arec import parallel
@@ -24,8 +26,7 @@ from arec.cli import Parser, run
 from arec.data.split import LeaveOneOut
 from arec.device import pick_device
 from arec.errors import RunError
-from arec.objectives import Objective
-from arec.ranking import Candidates, rank_shared
+from arec.ranking import CUTOFFS, evaluate_ranks, rank_shared
 from arec.results import final_metrics, format_results
 from arec.scoring import score_batches
 
@@ -46,10 +47,13 @@ def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> str:
     config, split, objective = load_run(folder)
     objective.to(pick_device(config.device))
     candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
+    found, lists = rank_shared(
+        split, "test", lambda part: score_batches(objective, part, "test"), candidates, max(CUTOFFS)
+    )
     if ranks:
-        table = user_ranks(objective, split, candidates)
-        parallel.from_main(lambda: write_text(ranks, table.write_csv()))
-    return format_results(final_metrics(objective, split, candidates), candidates)
+        parallel.from_main(lambda: write_text(ranks, user_ranks(split, found).write_csv()))
+    test = evaluate_ranks(split, "test", found, lists)
+    return format_results(final_metrics(objective, split, candidates, test=test), candidates)
 
 
 def _check_new(path: Path, run: Path) -> None:
@@ -60,8 +64,8 @@ def _check_new(path: Path, run: Path) -> None:
     path.unlink()
 
 
-def user_ranks(objective: Objective, split: LeaveOneOut, candidates: Candidates) -> pl.DataFrame:
-    """The rank of every user's test item, 1 being the best.
+def user_ranks(split: LeaveOneOut, ranks: Mapping[str, np.ndarray]) -> pl.DataFrame:
+    """The ranks of all test items as a table, 1 being the best.
 
     Runs of one seed have the same sampled candidates on the same data, runs of two seeds others.
 
@@ -69,9 +73,6 @@ def user_ranks(objective: Objective, split: LeaveOneOut, candidates: Candidates)
         columns user (str, as in the data), history (int, its items before the test item), filtered,
         unfiltered, popular-100 and random-100 (int).
     """
-    ranks, _ = rank_shared(
-        split, "test", lambda part: score_batches(objective, part, "test"), candidates
-    )
     user_ids = split.sequences.user_ids
     users = [user_ids[user] for user in split.eval_users]
     return pl.DataFrame({"user": users, "history": split.history_lengths("test"), **ranks})

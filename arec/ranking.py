@@ -267,12 +267,22 @@ def evaluate_scores(
         lists: without them there are the metrics of ranks only, and less to do.
     """
     top = max(cutoffs) if lists else 0
-    ranks, recommended = rank_shared(split, stage, scores, candidates, top)
+    return evaluate_ranks(split, stage, *rank_shared(split, stage, scores, candidates, top), cutoffs)
+
+
+def evaluate_ranks(
+    split: LeaveOneOut,
+    stage: Stage,
+    ranks: Mapping[str, np.ndarray],
+    lists: Mapping[str, np.ndarray],
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> dict[str, dict[str, float]]:
+    """The same of what `rank_shared` has found; lists of no items have no metrics."""
     metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
-    if lists:
-        targets, counts = split.targets(stage), split.train_counts()
-        for protocol, items in recommended.items():
-            metrics[protocol] |= metrics_from_lists(items, targets, counts, cutoffs)
+    for protocol, items in lists.items():
+        if items.shape[1]:
+            of_lists = metrics_from_lists(items, split.targets(stage), split.train_counts(), cutoffs)
+            metrics[protocol] |= of_lists
     return metrics
 
 

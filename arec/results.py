@@ -21,12 +21,13 @@ def final_metrics(
     split: LeaveOneOut,
     candidates: Candidates,
     valid: dict[str, dict[str, float]] | None = None,
+    test: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Validation and test figures, those of the popularity baseline, and what planted data add.
 
     Args:
         candidates: of the test stage, see :func:`arec.ranking.draw_candidates`.
-        valid: the validation figures of all users, where they are known.
+        valid, test: the figures of all users, where they are known.
 
     Returns:
         ``valid``, ``test``, ``popularity`` (on the test items) and, with planted truth,
@@ -37,7 +38,7 @@ def final_metrics(
     """
     metrics = {
         "valid": valid or evaluate(objective, split, "valid", lists=False),
-        "test": evaluate(objective, split, "test", candidates),
+        "test": test or evaluate(objective, split, "test", candidates),
         "popularity": evaluate_scores(split, "test", popularity_scores, candidates),
     }
     if split.sequences.planted is not None:
