@@ -252,7 +252,14 @@ def test_alignment_stands_over_uniformity() -> None:
     assert axes.get_xlabel().startswith("uniformity") and axes.get_ylabel().startswith("alignment")
     for line in axes.get_lines():
         assert line.get_xydata() == pytest.approx(np.array([[-2, 0.9], [-3, 0.8], [-4, 0.7]]))
+    for points in axes.collections:
+        assert points.get_offsets().data == pytest.approx(np.array([[-2, 0.9], [-3, 0.8], [-4, 0.7]]))
     assert [handle.get_marker() for handle in figure.legends[0].legend_handles] == ["o", "s"]
+
+
+def test_collapse_takes_thresholds_that_can_move() -> None:
+    still = [make("a"), make("f", lambda_reg=0.0)]
+    assert FIGURES["collapse.png"].select(still) == []
 
 
 def test_collapse_shows_k_and_dashes_it_without_the_regulariser() -> None:
@@ -367,6 +374,13 @@ def test_runs_on_other_data_are_no_row_of_the_table() -> None:
         run.metrics["data"] = data
     rows = report.results_table(runs).splitlines()[2:4]
     assert [row.split("|")[1].strip() for row in rows] == ["a, b", "c"]
+
+
+def test_built_in_data_that_their_seed_made_are_the_same_data() -> None:
+    runs = [make(name, seed=seed) for seed, name in enumerate("ab")]
+    for run in runs:
+        run.metrics["data"] = run.name
+    assert report.results_table(runs).splitlines()[2].startswith("| a, b |")
 
 
 def test_runs_of_one_seed_are_no_seeds() -> None:

@@ -55,3 +55,12 @@ def test_thresholds_start_near_the_top(network, sizes) -> None:
     torch.manual_seed(0)
     k = network(*sizes)(torch.randn(6, 8))
     assert k.tolist() == pytest.approx([0.95] * 6, abs=0.1)
+
+
+def test_the_network_of_rows_has_two_layers_with_gelu(features) -> None:
+    network = ThresholdNetwork(8, context=False)
+    first, _, second = network.layers
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    inner = torch.nn.functional.gelu(first(unit))
+    expected = 2.1 * (second(inner).squeeze(-1).sigmoid() - 0.5)
+    torch.testing.assert_close(network(features), expected)

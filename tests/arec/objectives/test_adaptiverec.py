@@ -300,3 +300,29 @@ def test_without_lambda_cl_it_is_sasrec(build, adaptive, batch, monkeypatch) -> 
     monkeypatch.setattr(module, "adaptive_info_nce", lambda *a, **k: pytest.fail("called"))
     objective = adaptive(lambda_cl=0.0)
     torch.testing.assert_close(objective(batch)[0], build(method="sasrec")(batch)[0])
+
+
+def test_an_epoch_forgets_the_one_before(adaptive, batch, other_batch) -> None:
+    objective, fresh = adaptive(), adaptive()
+    objective(batch)
+    objective.end_epoch()
+    for each in (objective, fresh):
+        each(other_batch)
+    assert objective.end_epoch() == fresh.end_epoch()
+
+
+def test_settings_of_the_loss_mean_what_the_op_s_do(adaptive, batch) -> None:
+    settings = {
+        "partner_weight": 0.2, "temperature": 0.5, "denominator": "all", "weighting": "printed"
+    }  # fmt: skip
+    objective = adaptive(views="su", **settings)
+    _, logged = objective(batch)
+    (z,) = objective.view_pairs(batch)
+    expected = reference.adaptive_info_nce(z, objective.thresholds(z), **settings)
+    torch.testing.assert_close(logged["L_cl"], expected.detach())
+
+
+def test_a_learnable_threshold_is_that_of_the_first_view(adaptive, batch) -> None:
+    objective = adaptive(views="su")
+    (z,) = objective.view_pairs(batch)
+    torch.testing.assert_close(objective.thresholds(z), objective.threshold(z[:B]))

@@ -99,3 +99,22 @@ def test_nothing_masked_is_no_error(build, batch) -> None:
     loss, _ = build(method="bert4rec", mask_rate=1e-9, last_mask_rate=0)(batch)
     loss.backward()
     assert loss == 0
+
+
+def test_each_row_has_a_chance_of_its_own_that_its_last_item_alone_is_masked(
+    build, batch, monkeypatch
+) -> None:
+    objective = build(method="bert4rec", mask_rate=1 - 1e-9, last_mask_rate=0.5)
+    seen = record_inputs(objective, monkeypatch)
+    torch.manual_seed(0)
+    objective(batch)
+    masked = (seen[0] == 13).sum(dim=1)
+    alone = masked == 1
+    assert (alone | (masked == batch.lengths + 1)).all(), "either one item or all"
+    assert 0 < alone.sum() < 6
+
+
+def test_the_output_layer_is_that_of_the_paper_normalised(build) -> None:
+    output, x = build(method="bert4rec").output, torch.randn(4, 16)
+    expected = torch.nn.functional.layer_norm(torch.nn.functional.gelu(output[0](x)), (16,))
+    torch.testing.assert_close(output(x), expected)

@@ -107,3 +107,26 @@ def test_masked_item_task_compares_masks_after_the_last_item(build, batch) -> No
     with_mask = torch.cat([row, torch.tensor([[13]])], dim=1)
     expected = objective.encoder(with_mask, torch.tensor([3]))[:, -1]
     torch.testing.assert_close(z[7:8], expected)
+
+
+def test_known_targets_are_those_after_the_anchors(build, batch) -> None:
+    batch = replace(batch, anchors=torch.tensor([2, 4, 1, 2, 1, 5]))
+    objective = build(method="duorec", same_target_negatives=False)
+    after = batch.targets[range(6), batch.anchors - 1]
+    assert objective.groups(batch).tolist() == after.tolist()
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_known_targets_are_not_counted_as_similarities(build, batch_before, similarity) -> None:
+    objective = build(method="duorec", similarity=similarity, same_target_negatives=False)
+    objective(batch_before([3, 3, 1, 2, 4, 5]))
+    assert objective.histogram.sum() == 12 * 10 - 8
+
+
+def test_what_is_measured_of_views_depends_on_the_seed(build, batch) -> None:
+    def measured(seed: int) -> torch.Tensor:
+        objective = build(method="duorec", views="un", dropout=0.5, seed=seed)
+        with objective.same_chance():
+            return objective.view_pairs(batch)[0]
+
+    assert torch.equal(measured(1), measured(1)) and not torch.equal(measured(1), measured(2))

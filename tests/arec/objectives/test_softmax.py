@@ -159,3 +159,12 @@ def test_no_targets_at_all_are_no_nan() -> None:
     loss = softmax.full_softmax_loss(hidden, table, torch.zeros(0, dtype=torch.int64))
     loss.backward()
     assert loss == 0 and not table.grad.any()
+
+
+@pytest.mark.parametrize("sampled_negatives", [None, 5])
+def test_of_several_processes_each_has_its_share_of_the_mean(monkeypatch, sampled_negatives) -> None:
+    monkeypatch.setattr(softmax.parallel, "share_of_mean", lambda loss, targets: 7 * loss * targets)
+    hidden, table, targets = torch.randn(3, 4), torch.randn(9, 4), torch.tensor([1, 2, 3])
+    loss = softmax.full_softmax_loss(hidden, table, targets)
+    # Of 8 items 3 are targets and all others are drawn.
+    torch.testing.assert_close(softmax.item_loss(hidden, table, targets, sampled_negatives), 21 * loss)
