@@ -303,3 +303,22 @@ def test_forward_and_backward_decide_alike_at_ties(compiled: str, device: str, s
     exact = run_at(reference.adaptive_info_nce, side, torch.float64)
     assert torch.equal(result.stats.positives, exact.stats.positives)
     assert (result.grad_z - exact.grad_z).norm() <= 1e-5 * exact.grad_z.norm()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_thresholds_above_all_similarities_have_a_slope(compiled, device, options: dict) -> None:
+    z = make_rows(12, 4, device=device)
+    k = torch.full((12,), 1.01, device=device)
+    assert_correct(z, k, compiled, threshold_grad=0.2, **DEFAULTS, **options)
+
+
+@needs_cpp
+@pytest.mark.parametrize("magnitude", [1e200, 1e-310])
+def test_float64_rows_whose_squares_are_out_of_range(magnitude: float) -> None:
+    z = make_rows(40, 5, torch.float64)
+    z[1] *= magnitude
+    k = torch.full((40,), 2.0, dtype=z.dtype)
+    result = run(adaptive_info_nce, z, k, z.dtype, backend="cpp", **DEFAULTS)
+    exact = run(reference.adaptive_info_nce, z, k, z.dtype, **DEFAULTS)
+    torch.testing.assert_close(result.loss, exact.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(result.grad_z, exact.grad_z, rtol=1e-9, atol=1e-12)

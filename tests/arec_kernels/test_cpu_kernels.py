@@ -24,6 +24,8 @@ from arec_kernels import (
 )
 
 pytestmark = needs_cpp
+# The one that CUDA computes with, whose low bits are set.
+NAN_OF_A_GPU = np.uint32(0x7FFFFFFF).view(np.float32).item()
 # With the type of input that each has kernels of its own for.
 INSTRUCTION_SETS = (
     ("amx", torch.float32), ("amx", torch.bfloat16), ("avx512bf16", torch.bfloat16),
@@ -158,6 +160,50 @@ def test_statistics_on_every_instruction_set(input_type: torch.dtype) -> None:
     torch.testing.assert_close(
         alignment_uniformity(x, y, backend="cpp"), reference.alignment_uniformity(x, y)
     )
+
+
+@pytest.mark.parametrize("nan", [math.nan, NAN_OF_A_GPU])
+@pytest.mark.parametrize("temperature", [0.5, 0.01])
+def test_nan_reaches_its_rows_on_every_instruction_set(
+    input_type: torch.dtype, nan: float, temperature: float
+) -> None:
+    z = make_rows(130, 19, input_type)
+    z[3] = nan
+    groups = torch.full((130,), -1)
+    groups[[3, 8]] = 1
+    loss, stats = adaptive_info_nce(z, 0.2, groups=groups, temperature=temperature, reduction="none",
+                                    histogram_bins=6, backend="cpp")
+    assert loss.isnan().tolist() == [i != 8 for i in range(130)]
+    pairs = reference.candidates(z, groups)
+    pairs[3] = pairs[:, 3] = False
+    assert stats.histogram.sum() == pairs.sum()
+
+
+@pytest.mark.parametrize("threshold", [0.5, 2.0])
+def test_exponents_near_the_end_of_one_shift_for_all_rows(threshold: float) -> None:
+    """The smallest exponentials of some temperatures with one shift are no normal numbers."""
+    z = torch.tensor([[1.0, 0], [0, 1], [-1, 0.01], [0.01, -1]])[[0, 0, 2, 2]] + 0.01 * make_rows(4, 2)
+    for temperature in (0.0201, 0.025, 0.0251):
+        assert_correct(z, torch.full((4,), threshold), "cpp", temperature=temperature)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_losses_are_summed_in_float64(reduction: str) -> None:
+    z = make_rows(8192, 8)
+    rows = adaptive_info_nce(z, 2.0, reduction="none", backend="cpp").double()
+    whole = adaptive_info_nce(z, 2.0, reduction=reduction, backend="cpp").double()
+    torch.testing.assert_close(whole, getattr(rows, reduction)(), rtol=2e-7, atol=0)
+
+
+def test_rows_far_from_all_candidates_have_a_shift_of_their_own_in_the_gradient() -> None:
+    n = 16_000
+    z = torch.zeros(n, 2)
+    z[:, 0] = 1
+    z[n // 2] = torch.tensor([-1.0, 0])
+    z[5] = z[n // 2 + 5] = torch.tensor([-1.0, 0.001])
+    z.requires_grad_()
+    loss = adaptive_info_nce(z, 0.0, temperature=0.025, weighting="printed", backend="cpp")
+    assert torch.autograd.grad(loss, z)[0].isfinite().all()
 
 
 def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

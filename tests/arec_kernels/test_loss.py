@@ -378,3 +378,40 @@ def test_the_default_type_is_no_matter(backend: str, device: str) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert loss.dtype is torch.float32 and torch.equal(loss, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_integers_of_groups(dtype: torch.dtype) -> None:
+    groups = torch.arange(8) // 2
+    losses = [adaptive_info_nce(Z, 0.1, groups=each) for each in (groups, groups.to(dtype))]
+    assert torch.equal(*losses)
+
+
+def test_large_numbers_of_groups(backend: str, device: str) -> None:
+    """Hashes, say, which a float would round to one."""
+    z, groups = Z.to(device), torch.arange(8, device=device) // 2
+    losses = [
+        adaptive_info_nce(z, 0.1, groups=each, backend=backend) for each in (groups, groups + (1 << 53))
+    ]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_thresholds_of_another_float_type(dtype: torch.dtype) -> None:
+    k = torch.full((8,), 0.125, dtype=dtype)
+    assert torch.equal(adaptive_info_nce(Z, k), adaptive_info_nce(Z, 0.125))
+
+
+def test_thresholds_keep_their_digits_beside_bfloat16(backend: str, device: str) -> None:
+    """0.999 would be 1 in bfloat16, above no cosine of equal rows."""
+    z = torch.eye(2, device=device, dtype=torch.bfloat16).repeat(4, 1)
+    k = torch.full((8,), 0.999, device=device)
+    _, stats = adaptive_info_nce(z, k, histogram_bins=1, backend=backend)
+    assert stats.positives.eq(2).all()
+
+
+def test_float64_is_for_some_backends(compiled: str, device: str) -> None:
+    if compiled == "cpp":
+        pytest.skip("which is one of them")
+    with pytest.raises(RuntimeError, match="float64 is for the backends"):
+        adaptive_info_nce(Z.to(device, torch.float64), 0.1, backend=compiled)

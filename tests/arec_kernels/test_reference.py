@@ -208,3 +208,20 @@ def test_memory_of_rows_is_never_written() -> None:
     before = z.clone()
     reference.adaptive_info_nce(z, 0.1, threshold_grad=0.1, histogram_bins=4)
     assert torch.equal(z, before)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_thresholds_above_all_similarities_have_a_slope(options: dict) -> None:
+    z = make_rows(10, 3, torch.float64)
+    check_against_loops(z, torch.full((10,), 1.01, dtype=z.dtype), None, 0.2, temperature=0.5,
+                        partner_weight=0.3, **options)
+
+
+def test_a_large_share_times_a_small_slope_in_float32() -> None:
+    """e^100 and e^-80: the first alone is beyond float32."""
+    z = torch.tensor([[1.0], [1.0], [-1.0], [1.0]])
+    temperature, width = 0.02, 0.0125
+    result = run(reference.adaptive_info_nce, z, torch.zeros(4), z.dtype, positives=False,
+                 temperature=temperature, threshold_grad=width)
+    expected = -2 * math.exp(2 / temperature - 1 / width) / width
+    assert result.grad_threshold[0].item() == pytest.approx(expected, rel=1e-4)

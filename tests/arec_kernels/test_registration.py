@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from available import needs_gpu
+from available import needs_cpp, needs_gpu
 from correctness import clear_thresholds, make_groups, make_rows
 from torch.autograd.forward_ad import dual_level, make_dual
 
@@ -88,6 +88,13 @@ def test_compiled_equals_eager(compiled: str, device: str, temperature: float) -
     result = differentiate(torch.compile(loss, fullgraph=True), z, k)
     for a, b in zip(result, differentiate(loss, z, k), strict=True):
         assert torch.equal(a, b)
+
+
+@needs_cpp
+def test_fakes_of_statistics_in_float64() -> None:
+    z = make_rows(8, 3, torch.float64)
+    torch.library.opcheck(OPS["quantile"]["cpp"], (z, 0.4, None))
+    torch.library.opcheck(OPS["uniformity"]["cpp"], (z,))
 
 
 @needs_gpu

@@ -168,11 +168,13 @@ def test_no_gradient(backend: str, device: str) -> None:
         (lambda z: similarity_histogram(z, True), "bins: expected an integer from 1 to 4194304, got True"),
         (lambda z: similarity_histogram(z, 0), "bins: expected an integer from 1 to 4194304, got 0"),
         (lambda z: similarity_histogram(z * math.nan, 5), "z: expected finite values"),
+        (lambda z: similarity_histogram(z * math.inf, 5), "z: expected finite values"),
         (lambda z: similarity_histogram(z[:3], 5), "z: expected an even number of rows"),
         (lambda z: row_similarity_quantile(z, 1.5), r"q: expected a number in \[0, 1\], got 1.5"),
         (lambda z: row_similarity_quantile(z, math.nan), "q: expected"),
         (lambda z: row_similarity_quantile(z, 0.5, groups=torch.zeros(3).long()), "groups: exp"),
         (lambda z: alignment_uniformity(z, z[:2]), r"y: expected shape \(8, 3\)"),
+        (lambda z: alignment_uniformity(z[:, :1], z[:, :1].T), r"y: expected shape \(8, 1\)"),
         (lambda z: alignment_uniformity(z, z.double()), "y: expected .* torch.float32"),
         (lambda z: alignment_uniformity(z[:0], z[:0]), "x: expected a matrix"),
         (lambda z: row_similarity_quantile(z, 0.5, backend="tpu"), "backend: expected"),
@@ -181,3 +183,43 @@ def test_no_gradient(backend: str, device: str) -> None:
 def test_bad_arguments(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(make_rows(8, 3))
+
+
+def test_an_odd_number_of_rows_has_no_row_of_padding(backend: str, device: str) -> None:
+    x = make_rows(254, 5, device=device)[:127]
+    (_, uniformity), (_, exact) = (
+        alignment_uniformity(x, x, backend=backend), reference.alignment_uniformity(x.double(), x.double())
+    )  # fmt: skip
+    torch.testing.assert_close(uniformity.double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_opposite_rows_are_counted(backend: str, device: str) -> None:
+    """Their cosine may round below -1."""
+    x = make_rows(20, 7, device=device)
+    z = torch.stack((x, -x), dim=1).flatten(0, 1)
+    assert similarity_histogram(z, 4, backend=backend).sum() == 40 * 38
+
+
+def test_the_share_below_a_quantile_is_taken_in_float64(backend: str, device: str) -> None:
+    """0.29 * 100 is 28.999..., and 29 in float32."""
+    z = make_rows(30, 5, device=device).repeat(4, 1)[:102] + 1e-3 * make_rows(102, 5, device=device)
+    k = row_similarity_quantile(z, 0.29, backend=backend).double()
+    s = reference.cosine_similarities(z.double())
+    above = reference.candidates(z, None) & (s > k[:, None])
+    assert above.sum(dim=1).eq(72).all()
+
+
+@needs_cpp
+@pytest.mark.parametrize("outer", [False, True], ids=["sampled-below", "sampled-above"])
+def test_quantiles_where_a_sample_misleads(outer: bool) -> None:
+    """Every sixteenth similarity is apart from all others: above them, or below."""
+    inner = torch.linspace(0.01, 1, 1024)
+    sampled = torch.arange(1024) % 16 == 0
+    angle = torch.where(sampled == outer, inner + 2, inner)
+    z = torch.stack((angle.cos(), angle.sin()), dim=1)
+    for r in range(1, 20) if outer else range(1003, 1022):
+        q = (r + 0.5) / 1022
+        torch.testing.assert_close(
+            row_similarity_quantile(z, q, backend="cpp"),
+            reference.row_similarity_quantile(z.double(), q).float(), atol=1e-6, rtol=0,
+        )
