@@ -279,10 +279,10 @@ def evaluate_ranks(
 ) -> dict[str, dict[str, float]]:
     """The same of what `rank_shared` has found; lists of no items have no metrics."""
     metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
-    for protocol, items in lists.items():
-        if items.shape[1]:
-            of_lists = metrics_from_lists(items, split.targets(stage), split.train_counts(), cutoffs)
-            metrics[protocol] |= of_lists
+    if any(items.shape[1] for items in lists.values()):
+        targets, counts = split.targets(stage), split.train_counts()
+        for protocol, items in lists.items():
+            metrics[protocol] |= metrics_from_lists(items, targets, counts, cutoffs)
     return metrics
 
 

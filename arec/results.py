@@ -32,9 +32,9 @@ def final_metrics(
     Returns:
         ``valid``, ``test``, ``popularity`` (on the test items) and, with planted truth,
         ``upper_bound``: each ``{protocol: metrics}``, see :func:`evaluate_scores`; ``valid`` has no
-        sampled protocols and no metrics of lists. With planted truth and AdaptiveRec also ``false_negatives``, see
-        :func:`false_negative_detection`; with a learnable SimThres ``simthres``, see
-        :func:`simthres_spread`.
+        sampled protocols and no metrics of lists. With planted truth and AdaptiveRec also
+        ``false_negatives``, see :func:`false_negative_detection`; with a learnable SimThres
+        ``simthres``, see :func:`simthres_spread`.
     """
     metrics = {
         "valid": valid or evaluate(objective, split, "valid", lists=False),

@@ -130,12 +130,12 @@ def simthres_table() -> str:
                 for key in ("mean", "std", "quantile_std", "correlation")
             )
             k_stat = np.mean([run["log"][-1]["k_stat"] for run in runs])
-            masked = not runs[0]["config"]["positives"]
-            positives = np.mean([run["log"][-1].get("positives_per_row", 0.0) for run in runs])
+            positives = "masked"
+            if runs[0]["config"]["positives"]:
+                positives = f"{np.mean([run['log'][-1]['positives_per_row'] for run in runs]):.1f}"
             rows.append([
                 f"`{name}`", "none" if width is None else f"h = {width}", f"{k_stat:.3f}",
-                "masked" if masked else f"{positives:.1f}", f"{mean:.3f}", f"{std:.4f}", f"{quantile_std:.4f}",
-                f"{correlation:.2f}",
+                positives, f"{mean:.3f}", f"{std:.4f}", f"{quantile_std:.4f}", f"{correlation:.2f}",
             ])  # fmt: skip
     lines = markdown_table(head, rows)
     lines += ["", "k, the spreads and the correlation (of k with the row's quantile): the chosen checkpoint's, without dropout."]

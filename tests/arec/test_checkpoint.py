@@ -44,7 +44,7 @@ def test_a_checkpoint_on_a_full_disk_is_one_clear_error(tmp_path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(checkpoint.RunError, match="last.pt: cannot be written: File too large"):
+        with pytest.raises(RunError, match="last.pt: cannot be written: File too large"):
             checkpoint.save(tmp_path / "last.pt", {"weights": torch.zeros(100_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -12,6 +12,7 @@ import torch
 from programs import SMALL, call
 
 from arec import checkpoint, evaluate, recommend, train
+from arec.errors import RunError
 from arec.metrics import metrics_from_ranks
 from arec.ranking import CUTOFFS, SAMPLED_PROTOCOLS
 from arec.results import format_results
@@ -42,7 +43,7 @@ def test_unreadable_candidates_are_one_clear_error(log_file, tmp_path) -> None:
         lambda: np.savez(path, **dict.fromkeys(SAMPLED_PROTOCOLS[:1], np.ones((90, 100)))),
     ):
         spoil()
-        with pytest.raises(checkpoint.RunError, match="candidates.npz: not readable candidates"):
+        with pytest.raises(RunError, match="candidates.npz: not readable candidates"):
             checkpoint.sampled_candidates(tmp_path, split, seed=0)
 
 
@@ -100,13 +101,16 @@ def test_ranks_of_users_are_those_of_the_metrics(
     assert pl.read_csv(file).equals(ranks)
     for own in ("metrics.json", "../run/config.toml"):
         before = (folder / own).read_text()
-        with pytest.raises(checkpoint.RunError, match="is a file of the run"):
+        with pytest.raises(RunError, match="is a file of the run"):
             evaluate.evaluate_run(str(folder), str(folder / own))
         assert (folder / own).read_text() == before
     capsys.readouterr()
     with monkeypatch.context() as early:
         early.setattr(evaluate, "load_run", None)  # said before anything is ranked
         assert "cannot be written" in refused(evaluate, folder, "--ranks", file / "ranks.csv")
+        file.unlink()
+        file.mkdir()
+        assert "ranks.csv: exists" in refused(evaluate, folder, "--ranks", file)
 
 
 @pytest.mark.parametrize(("fewest", "said"), [(100, False), (99, True)])

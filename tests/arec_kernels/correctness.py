@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +20,9 @@ OPTIONS = [
         (True, False), ("negatives", "all"), ("label", "label-unnormalised", "printed")
     )
 ]
+
+# The one that CUDA computes with; math.nan has low bits of 0.
+NAN_OF_A_GPU = np.uint32(0x7FFFFFFF).view(np.float32).item()
 
 # Thresholds keep further from every similarity than rounding can move it.
 MARGINS = {

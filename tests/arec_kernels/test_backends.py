@@ -321,4 +321,5 @@ def test_float64_rows_whose_squares_are_out_of_range(magnitude: float) -> None:
     result = run(adaptive_info_nce, z, k, z.dtype, backend="cpp", **DEFAULTS)
     exact = run(reference.adaptive_info_nce, z, k, z.dtype, **DEFAULTS)
     torch.testing.assert_close(result.loss, exact.loss, rtol=1e-12, atol=0)
-    torch.testing.assert_close(result.grad_z, exact.grad_z, rtol=1e-9, atol=1e-12)
+    scale = z.abs().amax(dim=1, keepdim=True)  # gradients are as small as rows are large
+    torch.testing.assert_close(result.grad_z * scale, exact.grad_z * scale, rtol=1e-9, atol=1e-12)

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 from available import needs_cpp
-from correctness import OPTIONS, assert_correct, clear_thresholds, make_groups, make_rows, run
+from correctness import (
+    NAN_OF_A_GPU,
+    OPTIONS,
+    assert_correct,
+    clear_thresholds,
+    make_groups,
+    make_rows,
+    run,
+)
 
 from arec_kernels import (
     adaptive_info_nce,
@@ -24,8 +32,6 @@ from arec_kernels import (
 )
 
 pytestmark = needs_cpp
-# The one that CUDA computes with, whose low bits are set.
-NAN_OF_A_GPU = np.uint32(0x7FFFFFFF).view(np.float32).item()
 # With the type of input that each has kernels of its own for.
 INSTRUCTION_SETS = (
     ("amx", torch.float32), ("amx", torch.bfloat16), ("avx512bf16", torch.bfloat16),
