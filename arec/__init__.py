@@ -14,6 +14,13 @@ from types import TracebackType
 # mapping these by pages of 4 kB would take a good part of it.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
+# How long a thread of gcc's OpenMP waits for the others before it sleeps, which is to be said before
+# PyTorch is imported. By default it is some ten times as long: where something else keeps a core busy,
+# threads then wait for one that has none, and training is many times slower. Shorter than this, a
+# machine of its own has them woken too often.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 
 def _without_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None

@@ -131,7 +131,8 @@ def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
             raise ValueError(f"threshold: expected a float type, got {threshold.dtype}")
         if threshold.dim() == 2 and threshold.shape == z.shape:
             raise ValueError(f"threshold: expected a number a row, got a matrix like z; {ONE_Z}")
-        return _rows("threshold", threshold, z).to(dtype)
+        rows = _rows("threshold", threshold, z)
+        return rows if rows.dtype is dtype else rows.to(dtype)  # which takes its time to change nothing
     if isinstance(threshold, Real) and type(threshold) is not bool:
         if abs(threshold) > torch.finfo(dtype).max:  # which PyTorch refuses
             threshold = math.inf if threshold > 0 else -math.inf
@@ -184,4 +185,5 @@ def _is_scale(value: object) -> bool:
 def _is_finite_number(value: object) -> bool:
     """A tensor is refused: its gradient would be lost without a word."""
     # By comparison, which torch.compile follows for numbers that change from call to call.
-    return isinstance(value, Real) and type(value) is not bool and -math.inf < value < math.inf
+    number = type(value) is float or isinstance(value, Real) and type(value) is not bool  # the first is fast
+    return number and -math.inf < value < math.inf

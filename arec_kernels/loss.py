@@ -127,7 +127,7 @@ def adaptive_info_nce(
             partner_weight=partner_weight, denominator=denominator, weighting=weighting,
             threshold_grad=threshold_grad, histogram_bins=histogram_bins, reduction=reduction,
         )
-    if threshold_grad is None:
+    if threshold_grad is None and threshold.requires_grad:
         threshold = threshold.detach()
     loss, num_positives, histogram = info_nce(
         z, threshold, groups, backend,

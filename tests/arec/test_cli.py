@@ -186,3 +186,23 @@ print(sum(map(int, re.findall(r"AnonHugePages: +(\\d+)", open("/proc/self/smaps"
         done = subprocess.run([sys.executable, "-c", program.format(imports)], env=environment | own,
                               capture_output=True, text=True, check=True)  # fmt: skip
         assert (int(done.stdout) > 0) is expected
+
+
+def test_threads_that_wait_sleep_soon() -> None:
+    """Or the user says how long they are to wait. OpenMP shows what it found as it is loaded."""
+    chosen = {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    environment = {name: value for name, value in os.environ.items() if name not in chosen}
+
+    def spins(program: str, **own: str) -> str | None:
+        shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True,
+                               env={**environment, "OMP_DISPLAY_ENV": "verbose", **own}).stderr  # fmt: skip
+        found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", shown)
+        return found and found[1]
+
+    default = spins("import torch")
+    if default is None:
+        pytest.skip("PyTorch here has another OpenMP than gcc's")
+    program = "import arec, torch"
+    assert int(spins(program)) < int(default)
+    assert spins(program, GOMP_SPINCOUNT="12345") == "12345"
+    assert spins(program, OMP_WAIT_POLICY="ACTIVE") == spins("import torch", OMP_WAIT_POLICY="ACTIVE")
