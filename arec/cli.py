@@ -62,7 +62,7 @@ def add_settings(parser: argparse.ArgumentParser, *, listed: bool = True) -> Non
         option = f"--{name.replace('_', '-')}"
         default = _NONE if field.default is None else field.default
         text = f"{field.description} (default: {default})".replace("%", "%%")
-        shown = {"help": text if listed else argparse.SUPPRESS}
+        shown: dict[str, Any] = {"help": text if listed else argparse.SUPPRESS}
         if field.annotation is bool:
             group.add_argument(
                 option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, **shown

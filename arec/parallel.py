@@ -81,7 +81,8 @@ def from_main(make: Callable[[], T]) -> T:
     global _joined
     if count() == 1:
         return make()
-    made, error = None, None
+    made: T | None = None
+    error: UserError | SystemExit | None = None
     if is_main():
         _joined = False
         try:
@@ -90,7 +91,7 @@ def from_main(make: Callable[[], T]) -> T:
             error = caught
         finally:
             _joined = True
-    box = [made, None if error is None else getattr(error, "code", 2)]
+    box: list[Any] = [made, None if error is None else getattr(error, "code", 2)]
     dist.broadcast_object_list(box)
     if error is not None:
         raise error
@@ -117,7 +118,7 @@ def concatenated(own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The rows of all processes, in the order of `share`."""
     if count() == 1:
         return own
-    parts = [None] * count()
+    parts: list[Any] = [None] * count()
     dist.all_gather_object(parts, own)
     return {name: np.concatenate([part[name] for part in parts]) for name in own}
 

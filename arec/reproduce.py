@@ -143,7 +143,7 @@ def draw_figures(plan: Plan, seeds: Sequence[int], needed: FigureRuns) -> None:
         "",
         f"Runs with {describe(plan, needed)}; one seed, in the sweep of the quantile {len(seeds)}.",
     ]
-    metrics = {}
+    metrics: dict[str, Any] = {}
     for file, runs in needed.items():
         shown = FIGURES[file].select([read_run(run, run.name) for run, _ in runs])
         metrics |= {each.name: each.metrics for each in shown}

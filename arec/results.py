@@ -36,7 +36,7 @@ def final_metrics(
         ``false_negatives``, see :func:`false_negative_detection`; with a learnable SimThres
         ``simthres``, see :func:`simthres_spread`.
     """
-    metrics = {
+    metrics: dict[str, Any] = {
         "valid": valid or evaluate(objective, split, "valid", lists=False),
         "test": test or evaluate(objective, split, "test", candidates),
         "popularity": evaluate_scores(split, "test", popularity_scores, candidates),

@@ -30,7 +30,7 @@ def over_seeds(count: int) -> str:
     return f"mean ± standard deviation over {count} seeds" if count > 1 else "one seed"
 
 
-def mean_and_deviation(figures: Sequence[float], digits: int = 4) -> str:
+def mean_and_deviation(figures: Sequence[float] | np.ndarray, digits: int = 4) -> str:
     """Of one seed the figure alone."""
     deviation = f" ± {np.std(figures, ddof=1):.{digits}f}" if len(figures) > 1 else ""
     return f"{np.mean(figures):.{digits}f}{deviation}"

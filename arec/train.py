@@ -314,7 +314,7 @@ def _logging_to(path: Path) -> Iterator[logging.Logger]:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
     root = logging.getLogger()
     shown = root if root.handlers else log
-    handlers = [to_file] if shown is root else [logging.StreamHandler(), to_file]
+    handlers: list[logging.Handler] = [to_file] if shown is root else [logging.StreamHandler(), to_file]
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)

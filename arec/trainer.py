@@ -97,8 +97,9 @@ class Trainer:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.records: list[dict[str, Any]] = []
         self.best_epoch = 0  # epochs count from 1; 0: there is none yet
-        # Of an unfinished epoch: batches done, sums of what was logged, seconds; and batches kept.
-        self.step, self.sums, self.seconds, self.kept = 0, {}, 0.0, 0
+        # Of an unfinished epoch: sums of what was logged, batches done, seconds; and batches kept.
+        self.sums: dict[str, Any] = {}
+        self.step, self.seconds, self.kept = 0, 0.0, 0
         if resume:
             state = parallel.from_main(lambda: load_state(run / LAST))
             with fitting(run / LAST):
@@ -139,7 +140,7 @@ class Trainer:
 
     def _epoch(self, epoch: int, bar: tqdm) -> None:
         start = time.perf_counter() - self.seconds
-        record = {"epoch": epoch, **self._train(epoch, bar)}
+        record: dict[str, Any] = {"epoch": epoch, **self._train(epoch, bar)}
         record["train_seconds"] = time.perf_counter() - start
         record["valid"] = evaluate(self.objective, self.valid_split, "valid", lists=False)
         if self.config.contrastive:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,12 +178,12 @@ def _shown(value: object) -> str:
     return "a tensor" if isinstance(value, Tensor) else repr(value)
 
 
-def _is_scale(value: object) -> bool:
+def _is_scale(value: Any) -> bool:
     """A temperature, or a width of the straight-through gradient."""
     return _is_finite_number(value) and 1 / MOST <= value <= MOST
 
 
-def _is_finite_number(value: object) -> bool:
+def _is_finite_number(value: Any) -> bool:
     """A tensor is refused: its gradient would be lost without a word."""
     # By comparison, which torch.compile follows for numbers that change from call to call.
     number = type(value) is float or isinstance(value, Real) and type(value) is not bool  # the first is fast

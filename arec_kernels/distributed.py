@@ -13,7 +13,7 @@ from typing import Any, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from arec_kernels import loss
 from arec_kernels.arguments import check_reduction, check_views, group_rows, threshold_rows
@@ -140,11 +140,11 @@ class _Exchange(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, rows: Tensor, group: Group, there: _Way, back: _Way) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, group: Group, there: _Way, back: _Way) -> Tensor:
         ctx.group, ctx.back = group, back
         return there(rows, group)
 
     @staticmethod
     @once_differentiable  # the exchange of a second derivative's parts is missing
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         return ctx.back(grad, ctx.group), None, None, None

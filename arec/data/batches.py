@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -179,7 +179,7 @@ class TrainingBatches:
     ) -> Batch:
         sequences = self.split.sequences
         target_positions = sequences.offsets[users] + ends
-        batch = {
+        batch: dict[str, Any] = {
             "inputs": gather_windows(sequences.items, target_positions, lengths),
             "targets": self._targets(target_positions, lengths),
             "lengths": torch.from_numpy(lengths),

@@ -33,6 +33,10 @@ class AdaptiveRec(ContrastiveObjective):
     - "epoch": the k̄ or s̄ of the previous epoch, for all rows; in the first epoch nothing is above.
     """
 
+    threshold: ThresholdNetwork | FlattenedThresholdNetwork  # only where it is learnable
+    reference: Tensor  # 0-d, k̄ or s̄ of the previous epoch; NaN: there was none
+    batch_quantiles: Tensor  # (2,), of this epoch: their sum and the number of batches
+
     def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__(encoder, config)
         if config.simthres == "learnable":
@@ -42,9 +46,8 @@ class AdaptiveRec(ContrastiveObjective):
             else:
                 context = config.threshold_network == "context"
                 self.threshold = ThresholdNetwork(features, context=context)
-        # k̄ or s̄ of the previous epoch (NaN: there was none) and what this epoch has added up so far.
         self.register_buffer("reference", torch.tensor(torch.nan))
-        self.register_buffer("batch_quantiles", torch.zeros(2))  # sum, number of batches
+        self.register_buffer("batch_quantiles", torch.zeros(2))
 
     def thresholds(
         self,

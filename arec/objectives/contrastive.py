@@ -35,9 +35,11 @@ class ContrastiveObjective(Objective):
     says otherwise. The similarities of an epoch are counted in the same pass.
     """
 
+    histogram: Tensor  # (BINS,) int64, over [-1, 1]
+
     def __init__(self, encoder: Encoder, config: Config) -> None:
         super().__init__(encoder, config)
-        self.register_buffer("histogram", torch.zeros(BINS, dtype=torch.int64))  # over [-1, 1]
+        self.register_buffer("histogram", torch.zeros(BINS, dtype=torch.int64))
 
     def contrast(
         self,
