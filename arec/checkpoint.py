@@ -91,6 +91,7 @@ def is_finished(folder: Path, config: Config) -> bool:
 
     Raises:
         RunError: it holds a run of another one.
+        ConfigError: its settings are not valid.
     """
     if not (folder / CONFIG).is_file():
         return False

@@ -91,6 +91,7 @@ def find_missing(runs: Iterable[Planned]) -> list[Planned]:
 
     Raises:
         RunError: a folder holds a run of other settings, or of other data.
+        ConfigError: the settings that a folder holds are not valid.
         DataError: a data set cannot be had; said here and not in a day.
     """
     ordered = sorted(dict(runs).items(), key=lambda run: run[1].seed)

@@ -109,6 +109,7 @@ def train(config: Config, folder: str | Path) -> str:
 
     Raises:
         RunError: the folder holds a run of other settings, or files of no run; the training broke.
+        ConfigError: the settings that the folder holds are not valid.
         DataError: the data cannot be had or are not as they have to be.
     """
     config, folder = located(config), Path(folder)

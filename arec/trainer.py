@@ -70,7 +70,9 @@ class Trainer:
         resume: go on from the folder's ``last.pt``.
 
     Raises:
-        RunError: the batch size is no multiple of the number of processes.
+        RunError: the batch size is no multiple of the number of processes, the device cannot be used,
+            or ``last.pt`` is missing, damaged or of other settings.
+        DataError: there is nothing to train on.
     """
 
     def __init__(

@@ -108,6 +108,7 @@ def gather_views(z: Tensor, process_group: Group = None) -> Tensor:  # (2B, D) -
 
     Raises:
         ValueError: as `adaptive_info_nce`, for both.
+        RuntimeError: a second derivative.
     """
     _check(z, process_group)
     return _Exchange.apply(z, process_group, _gathered, _own_of_mean)

@@ -108,12 +108,13 @@ def adaptive_info_nce(
 
     Raises:
         ValueError: an argument is not as described.
-        RuntimeError: `backend` cannot run here; or a second derivative, one of torch.func or one in
-            forward mode through a compiled backend ("reference" has them); or `z`, `threshold` or
-            `groups` were made in `torch.inference_mode()` and a gradient is wanted (`clone()` them).
+        RuntimeError: `backend` cannot run here; or, through a compiled backend ("reference" has them),
+            a second derivative, one of torch.func or one in forward mode, or a gradient where `z`,
+            `threshold` or `groups` were made in `torch.inference_mode()` (`clone()` them).
 
-    torch.compile compiles anew for each value of `temperature`, `partner_weight` and `threshold_grad`:
-    keep a schedule of them out of the compiled region. torch.export keeps the gradient of "reference"
+    Of a compiled backend torch.compile compiles anew for each value of `temperature`, `partner_weight`
+    and `threshold_grad`, up to its `recompile_limit`: keep a schedule of them out of the compiled
+    region. torch.export keeps the gradient of "reference"
     only, without an error, and the backend chosen then; to load what it made, import `arec_kernels`.
     """
     check_views(z)

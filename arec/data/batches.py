@@ -92,7 +92,7 @@ class TrainingBatches:
             is a multiple; the rest of an epoch's rows, fewer than that, is left out, each time others.
 
     Raises:
-        DataError: no user has two training items, or there is one item alone.
+        DataError: no user has two training items, there is one item alone, or fewer rows than shares.
     """
 
     def __init__(

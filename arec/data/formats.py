@@ -10,7 +10,7 @@
 | `ratings_[A-Z]*.csv` | Amazon 2014: `user,item,rating,timestamp` without a header |
 | `*.zip`, `*.whl` | an archive of a publisher that holds one of the above, see `_ARCHIVE_MEMBERS` |
 
-Each may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, ids are text, a time is a
+Each but an archive may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, ids are text, a time is a
 number or an ISO 8601 date.
 """
 

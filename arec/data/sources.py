@@ -70,7 +70,7 @@ def load(
             the formats of `arec.data.formats`.
         data_dir: folder of files at hand, by default the environment variable AREC_DATA_DIR. With
             it a named data set has to be there under a usual name (`ml-1m.zip`, `ratings.dat`,
-            `u.data`, …, also with `.gz`) and nothing is downloaded. Without it, ml-100k is taken
+            `u.data`, …; no archive: also with `.gz`) and nothing is downloaded. Without it, ml-100k is taken
             from an installed `recbole` package, and anything else is fetched from its publisher
             and cached. The wheel of recbole counts as a file of ml-100k too, for machines that only
             reach a package index: `pip download --no-deps recbole`.
@@ -139,6 +139,6 @@ def _at_hand(dataset: str, source: _Source, folder: Path) -> Path:
             if found:
                 return found[-1]
     raise DataNotFoundError(
-        f"{folder}: holds no file of {dataset}; expected one of {', '.join(source.files)}, or any "
-        "of them with .gz"
+        f"{folder}: holds no file of {dataset}; expected one of {', '.join(source.files)}, or one "
+        "of them, if it is no archive, with .gz"
     )

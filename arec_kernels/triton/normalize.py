@@ -25,7 +25,7 @@ MIN_NORM = tl.constexpr(1e-12)
 # The rows of `coefficients`, what the backward kernel needs of a row.
 THRESHOLD = tl.constexpr(0)
 PULL = tl.constexpr(1)  # times the exponential: g W / (tau D)
-SHIFT = tl.constexpr(2)  # log2 D, read only where D is not part of PULL
+SHIFT = tl.constexpr(2)  # log2 D, used where D is not part of PULL, and for the gradient of thresholds
 PUSH = tl.constexpr(3)  # g times the weight of one positive, over tau
 PARTNER = tl.constexpr(4)  # of the partner's row in the gradient, from both sides
 SCALE = tl.constexpr(5)  # largest magnitude

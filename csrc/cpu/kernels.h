@@ -83,7 +83,7 @@ template <class T>
 struct Backward {
   Pairs<T> pairs;
   T* denominator;                   // (padded_n)
-  T* positive;                      // (padded_n), not above 0
+  T* positive;                      // (padded_n), of the opposite sign of the upstream gradient
   double* partner_weight;           // (padded_n): of the partner's similarity ...
   double* partner_share;            // (padded_n): ... and of exp(s/tau - log D)
   double* log_denominator;          // (padded_n)

@@ -281,7 +281,8 @@ inline typename V::Reg exp2(typename V::Reg s, typename V::Scalar scale, typenam
   }
 }
 
-// The same for any x, kept within the normal numbers: 0 times the result is never NaN but for NaN.
+// The same for any x, held to whole powers that are normal numbers (in float -126 to 127): 0 times the result
+// is never NaN but for NaN.
 template <class V>
 inline typename V::Reg exp2_any(typename V::Reg x) {
   constexpr int largest = sizeof(typename V::Scalar) == 8 ? 1023 : 127;
