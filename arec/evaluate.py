@@ -1,7 +1,7 @@
 """``python -m arec.evaluate RUN``: the test figures of a finished run, again, from its checkpoint.
 
 ``--ranks FILE`` writes the rank of every user's test item besides, from which any other metric can be
-computed, or the significance of a difference between two runs on the same data::
+computed, or the significance of a difference between two runs on the same data (``pip install scipy``)::
 
     import polars as pl
     from scipy.stats import wilcoxon
@@ -86,7 +86,7 @@ def main() -> None:
         type=Path,
         metavar="FILE",
         help="also write the rank of every user's test item in each ranking, and the length of the "
-        "history, as CSV, into a new file",
+        "history, as CSV, into a new file, in a new folder if need be",
     )
     with parallel.joined():
         arguments = parallel.from_main(parser.parse_args)

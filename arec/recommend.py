@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import operator
+import reprlib
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,9 +66,11 @@ def recommend(
     objective.eval()
     device = objective.device
     users = np.asarray(users)
-    if not np.isin(users, np.flatnonzero(sequences.lengths > 0)).all():
+    unknown = users[~np.isin(users, np.flatnonzero(sequences.lengths > 0))].tolist()
+    if unknown:
         raise ValueError(
-            f"users: expected numbers from 0 to {len(sequences.lengths) - 1} of users with items"
+            f"users: expected numbers from 0 to {len(sequences.lengths) - 1} of users with items, "
+            f"got {unknown[0]!r}"
         )
     size = users_at_once(sequences.num_items, device.type)
     for start in range(0, len(users), size):
@@ -95,18 +98,28 @@ def score_histories(
     Raises:
         ValueError: no history, an empty one, or an item that the model does not know.
     """
-    known = objective.encoder.num_items
-    try:
-        histories = [[operator.index(item) for item in history] for history in histories]
-    except TypeError:
-        histories = []
-    if not histories or not all(items and 0 < min(items) <= max(items) <= known for items in histories):
-        raise ValueError(f"histories: expected lists of items, whole numbers from 1 to {known}")
+    seen = [_items(history, objective.encoder.num_items) for history in histories]
+    if not seen:
+        raise ValueError("histories: expected at least one, got none")
     objective.eval()
-    seen = [history[-objective.encoder.max_length :] for history in histories]
+    seen = [items[-objective.encoder.max_length :] for items in seen]
     inputs = pad_sequence([torch.tensor(items) for items in seen], batch_first=True)
     lengths = torch.tensor([len(items) for items in seen])
     return objective.score(inputs.to(objective.device), lengths.to(objective.device))
+
+
+def _items(history: Iterable[int], known: int) -> list[int]:
+    """Raises ValueError if it is no history of known items."""
+    try:
+        items = [operator.index(item) for item in history]
+    except TypeError:
+        items = []
+    if not items or not 0 < min(items) <= max(items) <= known:
+        raise ValueError(
+            f"histories: expected lists of items, whole numbers from 1 to {known} and not their ids, "
+            f"got {reprlib.repr(history)}"
+        )
+    return items
 
 
 def main() -> None:

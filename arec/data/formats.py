@@ -68,8 +68,8 @@ _DELIMITED = {
 }
 
 _TIME = (
-    "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00; one kind in all rows, with a "
-    "time zone in all or in none)"
+    "a number or an ISO 8601 date (2020-01-31 or 2020-01-31T12:30:00; numbers in all rows or "
+    "dates, with a time zone in all or in none)"
 )
 # Date, hours and minutes, seconds, Z, or hours and minutes of the offset; only the date has to be
 # there.
@@ -382,7 +382,7 @@ def _as_number(time: pl.Series) -> pl.Series:
 
 def _dates(text: pl.Series) -> pl.Series:
     """Microseconds of ISO 8601 dates, UTC unless they say otherwise; null for any other text, and
-    for those without a time zone where others have one.
+    where only some have a time zone for those with one or without, whichever are fewer.
 
     Other orders of day and month are not guessed: 02/03 is either.
     """
@@ -390,8 +390,9 @@ def _dates(text: pl.Series) -> pl.Series:
         text.str.extract_groups(_ISO_8601).struct.unnest().get_columns()
     )
     zoned = utc.is_not_null() | hour_offset.is_not_null()
+    local = date.is_not_null() & ~zoned
     if zoned.any():
-        date = date.set(~zoned, None)
+        date = date.set(zoned if zoned.sum() < local.sum() else local, None)
     complete = (
         date + "T" + minutes.fill_null("00:00") + seconds.fill_null(":00")
         + hour_offset.fill_null("+00") + minute_offset.fill_null("00")

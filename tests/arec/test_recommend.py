@@ -90,7 +90,7 @@ def test_recommends_after_the_latest_items_of_every_user(monkeypatch) -> None:
 def test_users_that_are_not_there_or_have_nothing(user: int) -> None:
     sequences = sequences_of([1, 2], [], *([3, 4] for _ in range(6)), num_items=4)
     objective = build_objective(Config(method="sasrec", hidden_size=8, feed_forward=8), 4)
-    with pytest.raises(ValueError, match="^users: expected numbers from 0 to 7 of users with items$"):
+    with pytest.raises(ValueError, match=f"^users: expected numbers from 0 to 7 of users with items, got {user}$"):
         list(recommend.recommend(objective, sequences, [0, user], top=2))
 
 
@@ -107,12 +107,14 @@ def test_scores_after_histories_of_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [[], [[]], [[1], []], [[0]], [[10]], [[3, -1]], [3], ["1"], [[1.5]], [[2.0]]]
+    "wrong", [[[]], [[1], []], [[0]], [[10]], [[3, -1]], [3], ["1"], [["1"]], [[1.5]], [[2.0]]]
 )
 def test_histories_are_of_items_that_the_model_knows(wrong) -> None:
     objective = build_objective(Config(method="sasrec", hidden_size=8, feed_forward=8), 9)
-    with pytest.raises(ValueError, match="^histories: .* from 1 to 9$"):
+    with pytest.raises(ValueError, match=f"^histories: .* from 1 to 9 .*, got {re.escape(repr(wrong[-1]))}$"):
         recommend.score_histories(objective, wrong)
+    with pytest.raises(ValueError, match="^histories: expected at least one, got none$"):
+        recommend.score_histories(objective, [])
 
 
 def test_no_items_are_no_recommendation(tmp_path, refused) -> None:

@@ -147,9 +147,12 @@ def test_dates_of_iso_8601(tmp_path):
 
 
 def test_dates_with_a_time_zone_do_not_mix_with_others(tmp_path):
-    """Local times are no UTC: nobody knows their order among those of a known zone."""
+    """Local times are no UTC: nobody knows their order among those of a known zone. The odd one is named."""
     zoned, local = "2020-01-31T12:00:00+02:00", "2020-01-31T11:30:00"
-    for times, line in [((zoned, local), 3), ((local, zoned), 2)]:
+    for times, line in [
+        ((zoned, local), 3), ((local, zoned), 2), ((zoned, zoned, local), 4),
+        ((local, local, zoned), 4), ((zoned, local, local), 2),
+    ]:  # fmt: skip
         with pytest.raises(DataError, match=f"line {line}: .* time zone in all or in none"):
             times_of(tmp_path, *times)
 
