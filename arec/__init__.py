@@ -15,11 +15,11 @@ from types import TracebackType
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 # How long a thread of gcc's OpenMP waits for the others before it sleeps, which is to be said before
-# PyTorch is imported. By default it is thirty times as long: where something else keeps a core busy,
+# PyTorch is imported. By default it is ten times as long: where something else keeps a core busy,
 # threads then wait for one that has none, and training is many times slower. Shorter than this, a
 # machine of its own has them woken too often.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 
 def _without_traceback(
