@@ -98,11 +98,11 @@ def score_histories(
     Raises:
         ValueError: no history, an empty one, or an item that the model does not know.
     """
-    seen = [_items(history, objective.encoder.num_items) for history in histories]
+    encoder = objective.encoder
+    seen = [_items(history, encoder.num_items)[-encoder.max_length :] for history in histories]
     if not seen:
         raise ValueError("histories: expected at least one, got none")
     objective.eval()
-    seen = [items[-objective.encoder.max_length :] for items in seen]
     inputs = pad_sequence([torch.tensor(items) for items in seen], batch_first=True)
     lengths = torch.tensor([len(items) for items in seen])
     return objective.score(inputs.to(objective.device), lengths.to(objective.device))

@@ -132,8 +132,7 @@ def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
             raise ValueError(f"threshold: expected a float type, got {threshold.dtype}")
         if threshold.dim() == 2 and threshold.shape == z.shape:
             raise ValueError(f"threshold: expected a number a row, got a matrix like z; {ONE_Z}")
-        rows = _rows("threshold", threshold, z)
-        return rows if rows.dtype is dtype else rows.to(dtype)  # which takes its time to change nothing
+        return _rows("threshold", threshold, z, dtype)
     if isinstance(threshold, Real) and type(threshold) is not bool:
         if abs(threshold) > torch.finfo(dtype).max:  # which PyTorch refuses
             threshold = math.inf if threshold > 0 else -math.inf
@@ -151,26 +150,28 @@ def group_rows(groups: Tensor | None, z: Tensor) -> Tensor | None:
         raise ValueError(f"groups: expected an integer tensor, got {got}")
     if groups.dim() == 0:
         raise ValueError("groups: expected shape (N,) or (B,), got a scalar")
-    return _rows("groups", groups, z).to(torch.int64)
+    return _rows("groups", groups, z, torch.int64)
 
 
-def _rows(name: str, value: Tensor, z: Tensor) -> Tensor:
-    """A scalar, (B,) or (N,) tensor as a contiguous (N,)."""
+def _rows(name: str, value: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
+    """A scalar, (B,) or (N,) tensor as a contiguous (N,) of a type."""
     n = z.shape[0]
     if value.layout is not torch.strided:
         raise ValueError(f"{name}: expected a dense tensor, got {value.layout}")
     if value.device != z.device:
         raise ValueError(f"{name}: expected device {z.device} as z's, got {value.device}")
     if value.dim() == 0:
-        return value.repeat(n)
-    if value.dim() == 1 and value.shape[0] == n:
-        return value.contiguous()
-    if value.dim() == 1 and 2 * value.shape[0] == n:
-        return value.repeat(2)
-    raise ValueError(
-        f"{name}: expected shape ({n},) or ({n // 2},) to fit z {tuple(z.shape)}, "
-        f"got {tuple(value.shape)}"
-    )
+        rows = value.repeat(n)
+    elif value.dim() == 1 and value.shape[0] == n:
+        rows = value.contiguous()
+    elif value.dim() == 1 and 2 * value.shape[0] == n:
+        rows = value.repeat(2)
+    else:
+        raise ValueError(
+            f"{name}: expected shape ({n},) or ({n // 2},) to fit z {tuple(z.shape)}, "
+            f"got {tuple(value.shape)}"
+        )
+    return rows if rows.dtype is dtype else rows.to(dtype)  # which takes its time to change nothing
 
 
 def _shown(value: object) -> str:

@@ -114,8 +114,8 @@ def adaptive_info_nce(
 
     Of a compiled backend torch.compile compiles anew for each value of `temperature`, `partner_weight`
     and `threshold_grad`, up to its `recompile_limit`: keep a schedule of them out of the compiled
-    region. torch.export keeps the gradient of "reference"
-    only, without an error, and the backend chosen then; to load what it made, import `arec_kernels`.
+    region. torch.export keeps the gradient of "reference" only, without an error, and the backend
+    chosen then; to load what it made, import `arec_kernels`.
     """
     check_views(z)
     check_options(temperature, positives, partner_weight, denominator, weighting, threshold_grad,

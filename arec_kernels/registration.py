@@ -177,8 +177,6 @@ def choose_backend(backend: str | None, z: Tensor) -> str:
 
 
 def _fastest_first(z: Tensor) -> tuple[str, ...]:
-    if z.is_cpu:
-        return "cpp", "reference"
     if not z.is_cuda or not torch.cuda.is_available():
         return ("reference",)
     ahead = z.shape[0] <= CUDA_AHEAD.get(_capability(z), {}).get(z.dtype, 0)

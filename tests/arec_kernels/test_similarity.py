@@ -207,19 +207,3 @@ def test_the_share_below_a_quantile_is_taken_in_float64(backend: str, device: st
     s = reference.cosine_similarities(z.double())
     above = reference.candidates(z, None) & (s > k[:, None])
     assert above.sum(dim=1).eq(72).all()
-
-
-@needs_cpp
-@pytest.mark.parametrize("outer", [False, True], ids=["sampled-below", "sampled-above"])
-def test_quantiles_where_a_sample_misleads(outer: bool) -> None:
-    """Every sixteenth similarity is apart from all others: above them, or below."""
-    inner = torch.linspace(0.01, 1, 1024)
-    sampled = torch.arange(1024) % 16 == 0
-    angle = torch.where(sampled == outer, inner + 2, inner)
-    z = torch.stack((angle.cos(), angle.sin()), dim=1)
-    for r in range(1, 20) if outer else range(1003, 1022):
-        q = (r + 0.5) / 1022
-        torch.testing.assert_close(
-            row_similarity_quantile(z, q, backend="cpp"),
-            reference.row_similarity_quantile(z.double(), q).float(), atol=1e-6, rtol=0,
-        )
