@@ -21,7 +21,6 @@ def view_alignment(
     Views differ by dropout and augmentation, so the objective sees them as in training. Of several
     pairs a sequence (``views="us"``) the means. What a single row has none of is left out.
     """
-    objective.train()
     with objective.same_chance():
         views = [
             torch.stack([z.unflatten(0, (2, -1)) for z in objective.view_pairs(batch)])

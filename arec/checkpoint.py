@@ -23,14 +23,19 @@ from arec.config import PLACES, Config
 from arec.data import absolute, load
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
+from arec.device import pick_device
 from arec.errors import DataNotFoundError, RunError
 from arec.objectives import Objective, build_objective
 from arec.ranking import SAMPLED, SAMPLED_PROTOCOLS, draw_candidates
 
-CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES, MESSAGES = RUN_FILES = (
-    "config.toml", "checkpoint.pt", "last.pt", "metrics.json", "log.jsonl", "candidates.npz",
-    "train.log",
-)  # fmt: skip
+CONFIG = "config.toml"
+BEST = "checkpoint.pt"
+LAST = "last.pt"
+METRICS = "metrics.json"
+LOG = "log.jsonl"
+CANDIDATES = "candidates.npz"
+MESSAGES = "train.log"
+RUN_FILES = (CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES, MESSAGES)
 _LONG = 5.0  # seconds without a word
 
 
@@ -137,6 +142,8 @@ def fitting(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise RunError(
             f"{path}: does not fit the settings of {CONFIG} beside it ({type(error).__name__}); "
@@ -228,9 +235,11 @@ def check_data(path: Path, state: dict[str, Any], config: Config, sequences: Seq
     """That a checkpoint is used with the data it was trained on.
 
     Raises:
-        RunError: the data are others.
+        RunError: the data are others, or the checkpoint does not say which they were.
     """
-    if state["data"] != fingerprint(sequences):
+    with fitting(path):
+        trained_on = state["data"]
+    if trained_on != fingerprint(sequences):
         raise RunError(
             f"{path}: trained on other data than {config.dataset} now gives; train a new run, "
             f"or name the file as it was in {path.parent / CONFIG}"
@@ -245,25 +254,36 @@ def restore_model(
     Raises:
         RunError: it does not fit the settings or the data.
     """
+    check_data(path, state, objective.config, sequences)
     with fitting(path):
-        check_data(path, state, objective.config, sequences)
         objective.load_state_dict(state["objective"])
 
 
-def load_run(run: str | Path) -> tuple[Config, LeaveOneOut, Objective]:
+def load_run(
+    run: str | Path, device: str | None = "cpu"
+) -> tuple[Config, LeaveOneOut, Objective]:
     """Configuration, data and the chosen model of a run; of one that has not finished, the best so far.
 
+    Args:
+        device: where the model goes; None: where the settings of the run say.
+
     Raises:
-        RunError: the folder holds no run or no checkpoint, or it does not fit the data.
+        RunError: the folder holds no run or no checkpoint, it does not fit the data, or there is no
+            such device here.
         ConfigError: its settings are not valid.
         DataError: the data are no longer where they were.
     """
     run = Path(run)
     config = parallel.from_main(lambda: read_config(run))
+    try:
+        place = pick_device(device or config.device)
+    except RunError as error:
+        where = "" if device else f"; {run / CONFIG} says where, and may say another place"
+        raise RunError(f"{error}{where}") from None
     state = parallel.from_main(lambda: load_state(run / BEST))
     if parallel.is_main() and not (run / METRICS).exists():
         print(f"{run}: training has not finished; its best epoch so far", file=sys.stderr)
     split = load_data(config, run)
     objective = build_objective(config, split.sequences.num_items)
     restore_model(objective, run / BEST, state, split.sequences)
-    return config, split, objective.eval()
+    return config, split, objective.to(place).eval()

@@ -24,7 +24,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Names stay whole, hyphens and all, and a default of None is none to speak of."""
+    """Breaks no names at their hyphens, and shows no default of None."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(text, width, break_on_hyphens=False)
@@ -75,7 +75,7 @@ def add_settings(parser: argparse.ArgumentParser, *, listed: bool = True) -> Non
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that stood on the command line; none, which TOML says by silence, is a word."""
+    """The settings that stood on the command line, of which "none" is None where that is the default."""
     return {
         name: None if value == _NONE and Config.model_fields[name].default is None else value
         for name, value in vars(arguments).items()
@@ -83,7 +83,7 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(program: str, main: Callable[[], None]) -> None:
+def run_program(program: str, main: Callable[[], None]) -> None:
     """Call ``main``; what a person can mend becomes one line on standard error and exit code 2."""
 
     def fail(message: str) -> NoReturn:

@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from arec.data import NAMES
-from arec.errors import UserError, did_you_mean
+from arec.errors import ConfigError, did_you_mean
 from arec_kernels.arguments import MOST
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -35,22 +35,20 @@ PLACES = {"data_dir", "device"}
 _CONTRASTIVE = ("cl4srec", "duorec", "adaptiverec")
 _ADAPTIVE = ("adaptiverec",)  # of these, those with SimThres
 
-# Of a tensor, whose number of bytes has to stay countable.
+# Of a tensor: its number of bytes, a product of such sizes, has to stay countable.
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-def _text_of_path(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
-
-
-class ConfigError(UserError):
-    """A setting is unknown, of the wrong type or out of range."""
+def _expanded(value: Any) -> Any:
+    """A path as text, in which a shell may have left ~ for the home folder."""
+    return os.path.expanduser(value) if isinstance(value, (str, Path)) else value
 
 
 class Config(BaseModel):
     """Settings of one training run; the defaults train AdaptiveRec on the built-in data.
 
-    `from_settings` checks what it is given; pydantic's ``model_copy(update=…)`` does not.
+    `from_settings` checks what it is given, and so does ``Config(quantile=0.8)``, with pydantic's own
+    error; ``model_copy(update=…)`` does not.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -60,10 +58,10 @@ class Config(BaseModel):
     )
 
     # Data
-    dataset: Annotated[str, BeforeValidator(_text_of_path)] = Field(
+    dataset: Annotated[str, BeforeValidator(_expanded)] = Field(
         "builtin", description=f"{', '.join(NAMES)}, or the path of your own file"
     )
-    data_dir: Path | None = Field(
+    data_dir: Annotated[Path | None, BeforeValidator(_expanded)] = Field(
         None, description="folder that already holds the file of a named data set; else it is fetched"
     )
     user_column: str = Field("user", description="column of the user in a CSV, TSV or Parquet file")
@@ -167,7 +165,7 @@ class Config(BaseModel):
     anchors: Literal["random", "last"] = Field(
         "random",
         description="all-positions: the views are a window's items up to a random position or to its "
-        "last, which is the same in most epochs and is bent apart from the others",
+        "last; last: the same ones in most epochs, whose features drift apart from those of all others",
     )
     crop_ratio: float = Field(0.6, gt=0, le=1, description="share of a sequence that crop keeps")
     mask_ratio: float = Field(0.3, ge=0, le=1, description="share of its items that mask hides")
@@ -264,10 +262,20 @@ class Config(BaseModel):
         return self.method in _ADAPTIVE
 
     @property
+    def has_simthres(self) -> bool:
+        """Whether training compares similarities with SimThres."""
+        return self.adaptive and self.contrastive
+
+    @property
+    def learns_simthres(self) -> bool:
+        """Whether a network gives SimThres."""
+        return self.has_simthres and self.simthres == "learnable"
+
+    @property
     def threshold_stays(self) -> bool:
         """Whether SimThres is learnable, but no gradient reaches it."""
         regularised = self.regulariser == "released" or self.lambda_reg > 0
-        return _learns_thresholds(self) and not regularised and self.threshold_grad is None
+        return self.learns_simthres and not regularised and self.threshold_grad is None
 
     @property
     def unused(self) -> list[str]:
@@ -295,24 +303,24 @@ class Config(BaseModel):
         try:
             return cls.model_validate({**in_file, **settings})
         except ValidationError as error:
-            message = cls._summary(error)
-            name = message.partition(":")[0]
-            if name in in_file and name not in settings:
-                message = f"{file}: {message}"
-            raise ConfigError(message) from None
+            name, message = cls._summary(error)
+            where = f"{file}: " if name in in_file and name not in settings else ""
+            raise ConfigError(f"{where}{name}: {message}") from None
 
     @classmethod
-    def _summary(cls, error: ValidationError) -> str:
-        """What is wrong with the first wrong setting, after its name."""
+    def _summary(cls, error: ValidationError) -> tuple[str, str]:
+        """The name of the first wrong setting, and what is wrong with it."""
         first = error.errors(include_url=False)[0]
         name = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
             hint = did_you_mean(
                 name.replace("-", "_"), cls.model_fields, "; see --help for all of them"
             )
-            return f"{name}: no such setting{hint}"
+            return name, f"no such setting{hint}"
         message = first["msg"].removeprefix("Value error, ")
-        return f"{name}: {message}, got {first['input']!r}" if name else message
+        if not name:  # of `_check`, which says both
+            return tuple(message.split(": ", 1))
+        return name, f"{message}, got {first['input']!r}"
 
     @classmethod
     def read_settings(cls, source: str | Path) -> dict[str, Any]:
@@ -354,14 +362,6 @@ def _compares_views(config: Config) -> bool:
     return config.method in _CONTRASTIVE
 
 
-def _thresholds(config: Config) -> bool:
-    return config.adaptive and config.contrastive
-
-
-def _learns_thresholds(config: Config) -> bool:
-    return _thresholds(config) and config.simthres == "learnable"
-
-
 # Which runs use a setting, where not all do.
 _USED: dict[str, Callable[[Config], bool]] = {
     "data_dir": lambda config: config.data_dir is None or config.dataset in NAMES[1:],
@@ -375,15 +375,18 @@ _USED: dict[str, Callable[[Config], bool]] = {
         lambda config: config.contrastive and config.views == "cl4srec",
     ),
     "similarity": lambda config: config.contrastive and not config.adaptive,
-    **dict.fromkeys(("simthres", "positives", "denominator", "quantile"), _thresholds),
     **dict.fromkeys(
-        ("partner_weight", "weighting"), lambda config: _thresholds(config) and config.positives
+        ("simthres", "positives", "denominator", "quantile"), lambda config: config.has_simthres
     ),
     **dict.fromkeys(
-        ("threshold_network", "threshold_grad", "regularise_encoder"), _learns_thresholds
+        ("partner_weight", "weighting"), lambda config: config.has_simthres and config.positives
     ),
-    "regulariser": lambda config: _thresholds(config) and config.simthres != "row",
-    "lambda_reg": lambda config: _learns_thresholds(config) and config.regulariser == "paper",
+    **dict.fromkeys(
+        ("threshold_network", "threshold_grad", "regularise_encoder"),
+        lambda config: config.learns_simthres,
+    ),
+    "regulariser": lambda config: config.has_simthres and config.simthres != "row",
+    "lambda_reg": lambda config: config.learns_simthres and config.regulariser == "paper",
 }
 
 

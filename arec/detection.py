@@ -35,7 +35,6 @@ def false_negative_detection(
         of candidates in M⁺, which is the recall to expect of a random mask of that size. Ratios
         over nothing are 0.
     """
-    objective.train()
     totals = torch.zeros(2, 2, dtype=torch.int64)
     with objective.same_chance():
         for batch in batches:
@@ -55,9 +54,10 @@ def _counts(objective: AdaptiveRec, batch: Batch) -> Tensor:  # (2, 2) int64
     counts = torch.zeros(2, 2, dtype=torch.int64)
     known = objective.groups(batch)
     pairs = objective.view_pairs(batch)
-    own = batch.intents[: len(batch.lengths)].repeat(2)
-    # The first of two pairs ("us") has two views of the own sequence, as "un" has.
-    for z, intents in zip(pairs, (own, batch.intents)[-len(pairs) :]):
+    intents_of = [batch.intents]
+    if len(pairs) == 2:  # "us", whose first pair has two views of the own sequence
+        intents_of.insert(0, batch.intents[: len(batch.lengths)].repeat(2))
+    for z, intents in zip(pairs, intents_of, strict=True):
         k = objective.thresholds(z, known)
         candidates = _above_and_all(z, k, known)
         counts[0] += candidates
@@ -89,9 +89,8 @@ def simthres_spread(
         of similarities (Sec. 3.2.1), and ``correlation`` of the two, None where one is constant.
         None where no row has a quantile, as in batches of one.
     """
-    objective.eval()
     thresholds, quantiles = [], []
-    with objective.same_chance():
+    with objective.same_chance(training=False):
         for batch in batches:
             batch = batch.to(objective.device)
             groups = objective.groups(batch)

@@ -18,6 +18,10 @@ class DataNotFoundError(DataError):
     """No file or folder where it should be."""
 
 
+class ConfigError(UserError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
 class RunError(UserError):
     """A run cannot be made, written, read or continued."""
 

@@ -16,26 +16,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from arec import parallel
 from arec.checkpoint import RUN_FILES, load_run, sampled_candidates, write_text
-from arec.cli import Parser, run
+from arec.cli import Parser, run_program
 from arec.data.split import LeaveOneOut
-from arec.device import pick_device
 from arec.errors import RunError
 from arec.ranking import CUTOFFS, evaluate_ranks, rank_shared
 from arec.results import final_metrics, format_results
 from arec.scoring import score_batches
 
 
-def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> str:
-    """The table of results, from the checkpoint of the best epoch.
+def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> dict[str, Any]:
+    """The test figures of a run, from the checkpoint of its best epoch.
 
     Args:
         ranks: file to write `user_ranks` to, as CSV.
+
+    Returns:
+        see :func:`arec.results.final_metrics`; :func:`arec.results.format_results` makes a table of it.
 
     Raises:
         RunError, ConfigError, DataError: see :func:`arec.checkpoint.load_run`; RunError also: `ranks`
@@ -44,16 +47,14 @@ def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> str:
     folder, ranks = Path(folder), ranks and Path(ranks)
     if ranks:
         parallel.from_main(lambda: _check_new(ranks, folder))
-    config, split, objective = load_run(folder)
-    objective.to(pick_device(config.device))
+    config, split, objective = load_run(folder, device=None)
     candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
     found, lists = rank_shared(
         split, "test", lambda part: score_batches(objective, part, "test"), candidates, max(CUTOFFS)
     )
     if ranks:
         parallel.from_main(lambda: write_text(ranks, user_ranks(split, found).write_csv()))
-    test = evaluate_ranks(split, "test", found, lists)
-    return format_results(final_metrics(objective, split, candidates, test=test), candidates)
+    return final_metrics(objective, split, candidates, evaluate_ranks(split, "test", found, lists))
 
 
 def _check_new(path: Path, run: Path) -> None:
@@ -90,10 +91,10 @@ def main() -> None:
     )
     with parallel.joined():
         arguments = parallel.from_main(parser.parse_args)
-        table = evaluate_run(arguments.run, arguments.ranks)
+        metrics = evaluate_run(arguments.run, arguments.ranks)
         if parallel.is_main():
-            print(table)
+            print(format_results(metrics))
 
 
 if __name__ == "__main__":
-    run("arec.evaluate", main)
+    run_program("arec.evaluate", main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -17,25 +17,10 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from arec.config import PLACES, Config
+from arec.runs import Run, alike
 
 _EPOCHS = LinearSegmentedColormap.from_list("epochs", ["#1a9850", "#e0a800", "#d73027"])
 _MARKERS = "osD^vPX*<>hp8dH1234+"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run folder tells."""
-
-    name: str  # in legends and messages, unique among the runs
-    config: Config
-    log: list[dict[str, Any]]  # a record an epoch
-    metrics: dict[str, Any] | None  # of a finished run
-
-    def curve(self, key: str) -> tuple[list[int], list[Any]]:
-        """Epochs that have logged ``key``, and what they have."""
-        records = [record for record in self.log if key in record]
-        return [record["epoch"] for record in records], [record[key] for record in records]
 
 
 @dataclass(frozen=True)
@@ -54,17 +39,6 @@ def _logging(key: str) -> Callable[[Sequence[Run]], list[Run]]:
     return lambda runs: [run for run in runs if run.curve(key)[0]]
 
 
-def alike(runs: Sequence[Run], *but: str) -> list[list[Run]]:
-    """Groups of runs on the same data that differ, if at all, in the seed and these settings."""
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        same = run.config.model_dump_json(exclude=PLACES | {"seed", *but})
-        # A file may have grown between two runs. The built-in data are made by the seed.
-        data = (run.metrics or {}).get("data", "") if run.config.dataset != "builtin" else ""
-        groups.setdefault((same, data), []).append(run)
-    return list(groups.values())
-
-
 def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
     """Groups of runs that differ in ``setting`` and, if at all, in the seed and ``others``."""
     groups = alike(runs, setting, *others)
@@ -77,7 +51,9 @@ def _sweeps(runs: Sequence[Run], setting: str, *others: str) -> list[list[Run]]:
     ]
 
 
-def _panels(runs: Sequence[Run], title: str, x: str, y: str) -> Iterator[tuple[Figure, Axes, Run]]:
+def _panels(
+    runs: Sequence[Run], title: str, x: str, y: str
+) -> tuple[Figure, list[tuple[Axes, Run]]]:
     """A panel a run, alike in scale."""
     columns = 2 if len(runs) == 4 else min(len(runs), 3)
     rows = math.ceil(len(runs) / columns)
@@ -91,9 +67,9 @@ def _panels(runs: Sequence[Run], title: str, x: str, y: str) -> Iterator[tuple[F
         axes.tick_params(labelbottom=True)
         axes.set_xlabel(x)
         axes.grid(alpha=0.3)
-        yield figure, axes, run
     for axes in grid[len(runs) :]:
         axes.remove()
+    return figure, list(zip(grid, runs))
 
 
 def _single(title: str, x: str, y: str) -> tuple[Figure, Axes]:
@@ -140,10 +116,9 @@ def _whole_epochs(axis: Axis) -> None:
 def similarity(runs: Sequence[Run]) -> Figure:
     """Fig. 2: the sorted similarities are the quantile function, read off the histogram."""
     title = "Similarities of negative pairs, sorted, by epoch (Fig. 2)"
-    panels = list(_panels(runs, title, "share of pairs below", "cosine similarity"))
-    figure = panels[0][0]
+    figure, panels = _panels(runs, title, "share of pairs below", "cosine similarity")
     colours = _epoch_colours(figure, runs)
-    for _, axes, run in panels:
+    for axes, run in panels:
         for epoch, counts in zip(*run.curve("similarity_histogram")):
             below = np.concatenate([[0], np.cumsum(counts)]) / np.sum(counts)
             inside = slice(np.searchsorted(below, 0, "right") - 1, np.searchsorted(below, 1) + 1)
@@ -207,8 +182,10 @@ def alignment_uniformity(runs: Sequence[Run]) -> Figure:
 
 def simthres(runs: Sequence[Run]) -> Figure:
     """Fig. 4."""
-    panels = _panels(runs, "SimThres over training (Fig. 4)", "epoch", "cosine similarity")
-    for figure, axes, run in panels:
+    figure, panels = _panels(
+        runs, "SimThres over training (Fig. 4)", "epoch", "cosine similarity"
+    )
+    for axes, run in panels:
         epochs, mean = map(np.array, run.curve("k_mean"))
         spread = np.array(run.curve("k_std")[1])
         axes.plot(epochs, mean, ".-", label="SimThres k, mean over rows")
@@ -327,8 +304,10 @@ def false_negatives(runs: Sequence[Run]) -> Figure:
         "recall": ("recall of pairs above SimThres", "C1-"),
         "selected": ("recall of a random mask: share above SimThres", "C1:"),
     }
-    panels = _panels(runs, "Detected false negatives on planted data", "epoch", "share of pairs")
-    for figure, axes, run in panels:
+    figure, panels = _panels(
+        runs, "Detected false negatives on planted data", "epoch", "share of pairs"
+    )
+    for axes, run in panels:
         epochs, found = run.curve("false_negatives")
         for key, (label, style) in parts.items():
             axes.plot(epochs, [each[key] for each in found], style, marker=".", label=label)

@@ -74,9 +74,10 @@ def progress(total: int, unit: str, **options: Any) -> tqdm:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What the main process makes, as if it were alone, in every process.
+    """Call ``make`` in the main process, and return what it makes in every process.
 
-    An error that a person can mend is raised there, and ends the others without a word.
+    Within it `count` is 1. After an error that a person can mend, or a SystemExit, which is raised there,
+    the other processes exit with its code.
     """
     global _joined
     if count() == 1:

@@ -2,8 +2,8 @@
 
 "unfiltered" ranks the target among all items, "filtered" leaves out the items of the user's
 history, "popular-100" and "random-100" rank it among sampled candidates. Ranking knows scores only:
-a model, a baseline and the generator of the built-in data all hand batches of (users, scores) to
-`evaluate_scores`.
+a model, a baseline and the generator of the built-in data all give `evaluate_scores` a function from a
+split to batches of (users, scores).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SCORES = 1 << 22
 
 
 def users_at_once(num_items: int, device: str = "cpu") -> int:
-    """Whose scores of all items are ranked together."""
+    """How many users' scores of all items are computed and ranked together."""
     return max(1, min(_USERS, _SCORES // num_items)) if device == "cpu" else _USERS
 
 
@@ -277,7 +277,7 @@ def evaluate_ranks(
     lists: Mapping[str, np.ndarray],
     cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, dict[str, float]]:
-    """The same of what `rank_shared` has found; lists of no items have no metrics."""
+    """`evaluate_scores` of the ranks and lists of `rank_shared`; lists of no items have no metrics."""
     metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
     if any(items.shape[1] for items in lists.values()):
         targets, counts = split.targets(stage), split.train_counts()

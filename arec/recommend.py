@@ -15,16 +15,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 from arec import parallel
 from arec.checkpoint import load_run
-from arec.cli import Parser, run
+from arec.cli import Parser, run_program
 from arec.data.batches import gather_windows
 from arec.data.interactions import Sequences
-from arec.device import pick_device
 from arec.errors import RunError
 from arec.objectives import Objective
 from arec.ranking import top_items, users_at_once
 
 
-@torch.no_grad()
 def recommend(
     objective: Objective,
     sequences: Sequences,
@@ -63,8 +61,6 @@ def recommend(
         user, items ``(k,)`` int64 and scores ``(k,)`` float32, best first; k is less than ``top``
         where the user leaves fewer items.
     """
-    objective.eval()
-    device = objective.device
     users = np.asarray(users)
     unknown = users[~np.isin(users, np.flatnonzero(sequences.lengths > 0))].tolist()
     if unknown:
@@ -72,6 +68,15 @@ def recommend(
             f"users: expected numbers from 0 to {len(sequences.lengths) - 1} of users with items, "
             f"got {unknown[0]!r}"
         )
+    return _best(objective, sequences, users, top)
+
+
+@torch.no_grad()
+def _best(
+    objective: Objective, sequences: Sequences, users: np.ndarray, top: int
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    objective.eval()
+    device = objective.device
     size = users_at_once(sequences.num_items, device.type)
     for start in range(0, len(users), size):
         batch = users[start : start + size]
@@ -148,7 +153,7 @@ def write_recommendations() -> None:
     arguments = parser.parse_args()
     if arguments.top < 1:
         parser.error(f"--top: expected at least 1, got {arguments.top}")
-    config, split, objective = load_run(arguments.run)
+    config, split, objective = load_run(arguments.run, device=None)
     sequences = split.sequences
     users = np.flatnonzero(sequences.lengths > 0)
     if arguments.users:
@@ -165,7 +170,6 @@ def write_recommendations() -> None:
         users = np.array([number[name] for name in known])
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["user", "rank", "item", "score"])
-    objective.to(pick_device(config.device))
     fewer = 0
     for user, items, scores in recommend(objective, sequences, users, arguments.top):
         fewer += len(items) < arguments.top
@@ -182,4 +186,4 @@ def write_recommendations() -> None:
 
 
 if __name__ == "__main__":
-    run("arec.recommend", main)
+    run_program("arec.recommend", main)

@@ -3,58 +3,17 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
-from arec.checkpoint import LOG, METRICS, read_config, write_bytes
-from arec.cli import Parser, run
-from arec.errors import RunError
-from arec.figures import FIGURES, Plot, Run, alike
+from arec.checkpoint import write_bytes
+from arec.cli import Parser, run_program
+from arec.figures import FIGURES, Plot
+from arec.runs import Run, alike, read_run
 from arec.tables import SUMMARY, markdown_table, summary, with_idle_simthres
 
 TABLE = "results.md"
-
-
-def read_run(folder: Path, name: str) -> Run:
-    """What a run folder tells, finished or not.
-
-    Raises:
-        RunError: it is no folder of a run, or one without a whole epoch.
-        ConfigError: its settings are not valid.
-    """
-    config = read_config(folder)
-    finished = (folder / METRICS).is_file()
-    lines = _text(folder / LOG).splitlines() if finished or (folder / LOG).exists() else []
-    if not lines:
-        raise RunError(f"{folder}: no epoch is finished yet")
-    log = [_json(folder / LOG, line, "valid", number) for number, line in enumerate(lines, start=1)]
-    metrics = _json(folder / METRICS, _text(folder / METRICS), "test") if finished else None
-    return Run(name, config, log, metrics)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file"
-        raise RunError(f"{path}: {reason}") from None
-
-
-def _json(path: Path, text: str, key: str, first_line: int = 1) -> dict[str, Any]:
-    """An object that has `key`, as arec.train writes them."""
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise RunError(
-            f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})"
-        ) from None
-    if not isinstance(found, dict) or key not in found:
-        raise RunError(f"{path}, line {first_line}: expected an object with {key!r}")
-    return found
 
 
 def names(folders: Sequence[Path]) -> list[str]:
@@ -128,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run("arec.report", main)
+    run_program("arec.report", main)

@@ -15,7 +15,6 @@ from arec import parallel
 from arec.checkpoint import (
     BEST,
     check_data,
-    fitting,
     is_finished,
     load_data,
     load_state,
@@ -23,10 +22,11 @@ from arec.checkpoint import (
     write_bytes,
     write_text,
 )
-from arec.cli import Parser, add_settings, given_settings, run
+from arec.cli import Parser, add_settings, given_settings, run_program
 from arec.config import Config
 from arec.figures import FIGURES
-from arec.report import png, read_run
+from arec.report import png
+from arec.runs import read_run
 from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown, with_idle_simthres
 from arec.train import train
 
@@ -103,8 +103,7 @@ def find_missing(runs: Iterable[Planned]) -> list[Planned]:
             data[which] = load_data(config).sequences
         if finished[folder]:
             best = folder / BEST
-            with fitting(best):
-                check_data(best, load_state(best), config, data[which])
+            check_data(best, load_state(best), config, data[which])
     return [(folder, config) for folder, config in ordered if not finished[folder]]
 
 
@@ -222,4 +221,4 @@ def planned() -> tuple[str, range, list[Plan], list[TableRuns | FigureRuns], lis
 
 
 if __name__ == "__main__":
-    run("arec.reproduce", main)
+    run_program("arec.reproduce", main)

@@ -6,9 +6,9 @@ from typing import Any
 
 from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection, simthres_spread
-from arec.objectives import AdaptiveRec, Objective
+from arec.objectives import Objective
 from arec.ranking import SAMPLED, Candidates, evaluate_scores, popularity_scores, upper_bound_scores
-from arec.scoring import evaluate
+from arec.scoring import evaluate_model
 from arec.tables import TABLE_METRICS
 from arec.trainer import training_batches
 
@@ -20,43 +20,44 @@ def final_metrics(
     objective: Objective,
     split: LeaveOneOut,
     candidates: Candidates,
-    valid: dict[str, dict[str, float]] | None = None,
     test: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Validation and test figures, those of the popularity baseline, and what planted data add.
+    """Test figures, those of the popularity baseline, and what planted data add.
 
     Args:
         candidates: of the test stage, see :func:`arec.ranking.draw_candidates`.
-        valid, test: the figures of all users, where they are known.
+        test: the figures of all users, where they are known.
 
     Returns:
-        ``valid``, ``test``, ``popularity`` (on the test items) and, with planted truth,
-        ``upper_bound``: each ``{protocol: metrics}``, see :func:`evaluate_scores`; ``valid`` has no
-        sampled protocols and no metrics of lists. With planted truth and AdaptiveRec also
+        ``test``, ``popularity`` and, with planted truth, ``upper_bound``: each
+        ``{protocol: metrics}``, see :func:`evaluate_scores`. With planted truth and AdaptiveRec also
         ``false_negatives``, see :func:`false_negative_detection`; with a learnable SimThres
-        ``simthres``, see :func:`simthres_spread`.
+        ``simthres``, see :func:`simthres_spread`. ``fewest_candidates`` where some user has fewer
+        than 100 sampled ones: how many the user with the fewest has.
     """
     metrics: dict[str, Any] = {
-        "valid": valid or evaluate(objective, split, "valid", lists=False),
-        "test": test or evaluate(objective, split, "test", candidates),
+        "test": test or evaluate_model(objective, split, "test", candidates),
         "popularity": evaluate_scores(split, "test", popularity_scores, candidates),
     }
     if split.sequences.planted is not None:
         metrics["upper_bound"] = evaluate_scores(
             split, "test", lambda part: upper_bound_scores(part, "test"), candidates
         )
+    fewest = min(int((sampled > 0).sum(axis=1).min()) for sampled in candidates.values())
+    if fewest < SAMPLED:
+        metrics["fewest_candidates"] = fewest
     config = objective.config
-    if isinstance(objective, AdaptiveRec) and config.contrastive:
+    if config.has_simthres:
         batches = training_batches(config, split)
         if split.sequences.planted is not None:
             metrics["false_negatives"] = false_negative_detection(objective, batches.epoch(0))
-        if config.simthres == "learnable":
+        if config.learns_simthres:
             metrics["simthres"] = simthres_spread(objective, batches.sample(_SPREAD_ROWS))
     return metrics
 
 
-def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
-    """A table for the terminal; both as in :func:`final_metrics`."""
+def format_results(metrics: dict[str, Any]) -> str:
+    """A table for the terminal, of what :func:`final_metrics` returns."""
     lines = [f"{'':26}" + "".join(f"{name:>11}" for name in TABLE_METRICS)]
     for row, label in _ROWS.items():
         for protocol, figures in metrics.get(row, {}).items():
@@ -66,10 +67,10 @@ def format_results(metrics: dict[str, Any], candidates: Candidates) -> str:
         "filtered: the rest of the user's own history is not ranked; unfiltered: every item is;",
         "popular-100, random-100: 100 items drawn by popularity or uniformly are, and the target",
     ]
-    fewest = min((sampled > 0).sum(axis=1).min() for sampled in candidates.values())
-    if fewest < SAMPLED:
+    if "fewest_candidates" in metrics:
         lines.append(
-            f"for some users fewer than {SAMPLED} items are left to draw, {fewest} at the least; "
+            f"for some users fewer than {SAMPLED} items are left to draw, "
+            f"{metrics['fewest_candidates']} at the least; "
             "where random-100 has all of them, its rank is the filtered one; popular-100 never has an "
             "item that nobody is trained on"
         )

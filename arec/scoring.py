@@ -27,7 +27,7 @@ def score_batches(objective: Objective, split: LeaveOneOut, stage: Stage) -> Ite
             bar.update(len(users))
 
 
-def evaluate(
+def evaluate_model(
     objective: Objective,
     split: LeaveOneOut,
     stage: Stage,

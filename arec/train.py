@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -26,7 +27,6 @@ from arec.checkpoint import (
     LAST,
     MESSAGES,
     METRICS,
-    RunError,
     fingerprint,
     is_finished,
     load_data,
@@ -36,11 +36,13 @@ from arec.checkpoint import (
     write_json,
     write_text,
 )
-from arec.cli import Parser, add_settings, given_settings, run
+from arec.cli import Parser, add_settings, given_settings, run_program
 from arec.config import RECIPE_NAMES, Config
 from arec.device import pick_device
-from arec.evaluate import evaluate_run
+from arec.errors import RunError
 from arec.results import final_metrics, format_results
+from arec.runs import read_metrics
+from arec.scoring import evaluate_model
 from arec.tables import FEWEST_ABOVE
 from arec.trainer import Trainer
 from arec_kernels.registration import EXTENSION_ERRORS
@@ -70,9 +72,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     with parallel.joined():
-        table = train(*parallel.from_main(_settings_and_folder))
+        metrics = train(*parallel.from_main(_settings_and_folder))
         if parallel.is_main():
-            print(table)
+            print(format_results(metrics))
 
 
 def _settings_and_folder() -> tuple[Config, Path]:
@@ -90,22 +92,22 @@ def _settings_and_folder() -> tuple[Config, Path]:
     return config, folder
 
 
-def train(config: Config, folder: str | Path) -> str:
+def train(config: Config, folder: str | Path) -> dict[str, Any]:
     """Train in a run folder, from the start or on from where it was cut off, and rank.
 
     The library's way to a folder that `arec.evaluate`, `arec.recommend` and `arec.report` read. A sweep::
 
         for quantile in (0.7, 0.8, 0.9):
-            folder = Path(f"runs/quantile-{quantile}")
-            train(Config.from_settings({"quantile": quantile}), folder)
-            valid = json.loads((folder / "metrics.json").read_text())["valid"]
-            print(quantile, valid["filtered"]["NDCG@10"])  # to choose by
+            config = Config.from_settings({"quantile": quantile})
+            metrics = train(config, f"runs/quantile-{quantile}")
+            print(quantile, metrics["valid"]["filtered"]["NDCG@10"])  # to choose by
 
     ``logging.getLogger("arec").setLevel(logging.WARNING)`` before it makes it quiet.
 
     Returns:
-        The table of results; ``metrics.json`` in the folder has the figures, see
-        :func:`arec.results.final_metrics`.
+        What ``metrics.json`` in the folder holds: the figures of :func:`arec.results.final_metrics`,
+        those of validation, ``valid`` (without sampled candidates and lists), and how the run was made.
+        :func:`arec.results.format_results` makes a table of it.
 
     Raises:
         RunError: the folder holds a run of other settings, or files of no run; the training broke.
@@ -115,32 +117,31 @@ def train(config: Config, folder: str | Path) -> str:
     config, folder = located(config), Path(folder)
     if parallel.from_main(lambda: is_finished(folder, config)):
         if parallel.is_main():
-            print(f"{folder}: finished already; ranking again, training nothing", file=sys.stderr)
-        return evaluate_run(folder)
-    with _alone_in(folder), _own_random_numbers(config):
-        # Without a state there is nothing to go on from but its settings.
-        started = parallel.from_main((folder / LAST).exists)
-        # Before anything is written: what cannot be loaded or built leaves nothing behind.
-        new = parallel.from_main(lambda: _is_new(folder))
-        trainer = Trainer(config, load_data(config, None if new else folder), folder, resume=started)
-        if new:
-            parallel.from_main(lambda: write_text(folder / CONFIG, config.to_toml()))
-        with _logging_to(folder / MESSAGES) as shown, logging_redirect_tqdm([shown]):
-            if new and config.unused:
-                log.warning("without effect in this run: %s", ", ".join(config.unused))
-            try:
-                return _fit_and_rank(trainer)
-            except KeyboardInterrupt:
-                log.info("interrupted after %s; --resume %s goes on", trainer.progress(), folder)
-                raise
+            print(f"{folder}: finished already, training nothing", file=sys.stderr)
+        return parallel.from_main(lambda: read_metrics(folder))
+    with _alone_in(folder):
+        device = pick_device(config.device)  # says what is wrong with it, before minutes of reading
+        # The random numbers of the calling program go on after it as if there had been no training.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            return _train(config, folder)
 
 
-@contextmanager
-def _own_random_numbers(config: Config) -> Iterator[None]:
-    """Those of the calling program go on after it as if there had been no training."""
-    device = pick_device(config.device)  # says what is wrong with it, before minutes of reading
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
+def _train(config: Config, folder: Path) -> dict[str, Any]:
+    # Without a state there is nothing to go on from but its settings.
+    started = parallel.from_main((folder / LAST).exists)
+    # Before anything is written: what cannot be loaded or built leaves nothing behind.
+    new = parallel.from_main(lambda: _is_new(folder))
+    trainer = Trainer(config, load_data(config, None if new else folder), folder, resume=started)
+    if new:
+        parallel.from_main(lambda: write_text(folder / CONFIG, config.to_toml()))
+    with _logging_to(folder / MESSAGES) as shown, logging_redirect_tqdm([shown]):
+        if new and config.unused:
+            log.warning("without effect in this run: %s", ", ".join(config.unused))
+        try:
+            return _fit_and_rank(trainer)
+        except KeyboardInterrupt:
+            log.info("interrupted after %s; --resume %s goes on", trainer.progress(), folder)
+            raise
 
 
 @contextmanager
@@ -218,7 +219,7 @@ def _log_data(trainer: Trainer) -> None:
         )
 
 
-def _fit_and_rank(trainer: Trainer) -> str:
+def _fit_and_rank(trainer: Trainer) -> dict[str, Any]:
     config, split, folder = trainer.config, trainer.split, trainer.run
     _log_data(trainer)
     log.info(
@@ -241,7 +242,7 @@ def _fit_and_rank(trainer: Trainer) -> str:
         )
     records = trainer.fit()
     above = {}
-    if config.adaptive and config.contrastive:
+    if config.has_simthres:
         what = "positives" if config.positives else "masked"
         # A run that goes on may have begun before masked pairs were counted.
         most = max(record.get(f"{what}_per_row", 0.0) for record in records)
@@ -256,6 +257,10 @@ def _fit_and_rank(trainer: Trainer) -> str:
     trainer.restore_best()
     log.info("ranking for %d users", len(split.eval_users))
     candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
+    if config.validation_users is None:
+        valid = records[trainer.best_epoch - 1]["valid"]
+    else:
+        valid = evaluate_model(trainer.objective, split, "valid", lists=False)
     metrics = {
         "config": config.model_dump(mode="json"),
         "data": fingerprint(split.sequences),
@@ -267,16 +272,12 @@ def _fit_and_rank(trainer: Trainer) -> str:
         "processes": parallel.count(),
         "torch": torch.__version__,
         **above,
-        **final_metrics(
-            trainer.objective,
-            split,
-            candidates,
-            records[trainer.best_epoch - 1]["valid"] if config.validation_users is None else None,
-        ),
+        "valid": valid,
+        **final_metrics(trainer.objective, split, candidates),
     }
     parallel.from_main(lambda: write_json(folder / METRICS, metrics))
     log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)
-    return format_results(metrics, candidates)
+    return metrics
 
 
 def _default_folder(config: Config) -> Path:
@@ -328,4 +329,4 @@ def _logging_to(path: Path) -> Iterator[logging.Logger]:
 
 
 if __name__ == "__main__":
-    run("arec.train", main)
+    run_program("arec.train", main)

@@ -32,8 +32,8 @@ from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection
 from arec.device import pick_device, pick_precision
 from arec.errors import RunError
-from arec.objectives import AdaptiveRec, build_objective
-from arec.scoring import evaluate
+from arec.objectives import build_objective
+from arec.scoring import evaluate_model
 
 log = logging.getLogger("arec")
 
@@ -66,7 +66,7 @@ class Trainer:
     Args:
         run: folder for ``log.jsonl`` (a line an epoch), ``checkpoint.pt`` (the best epoch's model)
             and ``last.pt`` (all that is needed to go on after an interruption; of several processes
-            all but the main one go on within an epoch with other random numbers).
+            all but the main one draw other random numbers than without it, if that was within an epoch).
         resume: go on from the folder's ``last.pt``.
 
     Raises:
@@ -76,13 +76,13 @@ class Trainer:
     """
 
     def __init__(
-        self, config: Config, split: LeaveOneOut, run: Path, *, resume: bool = False
+        self, config: Config, split: LeaveOneOut, run: str | Path, *, resume: bool = False
     ) -> None:
         processes = parallel.count()
         parallel.from_main(lambda: _check_shares(config.batch_size, processes))
         self.config = config
         self.split = split
-        self.run = run
+        self.run = run = Path(run)
         self.device = pick_device(config.device)
         self.precision = pick_precision(config.precision, self.device)
         torch.manual_seed(config.seed)
@@ -104,8 +104,7 @@ class Trainer:
         self.step, self.seconds, self.kept = 0, 0.0, 0
         if resume:
             state = parallel.from_main(lambda: load_state(run / LAST))
-            with fitting(run / LAST):
-                self._restore(state)
+            self._restore(state)
             parallel.from_main(self._write_log)
             # The run may have been killed before its best epoch became the checkpoint.
             if self.records and self.best_epoch == len(self.records) and not self.step:
@@ -144,10 +143,10 @@ class Trainer:
         start = time.perf_counter() - self.seconds
         record: dict[str, Any] = {"epoch": epoch, **self._train(epoch, bar)}
         record["train_seconds"] = time.perf_counter() - start
-        record["valid"] = evaluate(self.objective, self.valid_split, "valid", lists=False)
+        record["valid"] = evaluate_model(self.objective, self.valid_split, "valid", lists=False)
         if self.config.contrastive:
             record |= view_alignment(self.objective, self.batches.sample(_ALIGNMENT_ROWS))
-            if self.split.sequences.planted is not None and isinstance(self.objective, AdaptiveRec):
+            if self.config.has_simthres and self.split.sequences.planted is not None:
                 record["false_negatives"] = false_negative_detection(
                     self.objective, self.batches.epoch(epoch - 1)
                 )
@@ -206,7 +205,9 @@ class Trainer:
             what = "weights of the model have become infinite or NaN"
         else:
             return loss
-        advice = "a lower learning_rate" + " or a higher temperature" * self.config.contrastive
+        advice = "a lower learning_rate"
+        if self.config.contrastive:
+            advice += " or a higher temperature"
         if self.records:
             kept = f"{self.run / BEST} still holds the best epoch so far"
         else:
@@ -268,16 +269,17 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         restore_model(self.objective, self.run / LAST, state, self.split.sequences)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        torch.set_rng_state(state["rng"])
-        if self.device.type == "cuda" and state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-        self.records = state["records"]
-        self.best_epoch = state["best_epoch"]
-        self.step = self.kept = state["step"]
-        self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
-        self.seconds = state["seconds"]
+        with fitting(self.run / LAST):
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.schedule.load_state_dict(state["schedule"])
+            torch.set_rng_state(state["rng"])
+            if self.device.type == "cuda" and state["cuda_rng"] is not None:
+                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+            self.records = state["records"]
+            self.best_epoch = state["best_epoch"]
+            self.step = self.kept = state["step"]
+            self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
+            self.seconds = state["seconds"]
 
 
 def _check_shares(batch_size: int, processes: int) -> None:

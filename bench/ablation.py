@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from provenance import RESULTS, commit, machine
 
-from arec.checkpoint import METRICS, is_finished
 from arec.config import Config
 from arec.tables import markdown_table, mean_and_deviation, over_seeds
 from arec.train import train
@@ -35,9 +34,7 @@ VARIANTS = {
 def metrics_of(name: str, settings: dict, seed: int) -> dict:
     config = Config(**settings, seed=seed)
     folder = RUNS / f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}"
-    if not is_finished(folder, config):
-        train(config, folder)
-    return json.loads((folder / METRICS).read_text())
+    return train(config, folder)  # a finished run is only read
 
 
 def summary(runs: list[dict]) -> dict[str, list[float]]:

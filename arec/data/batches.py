@@ -59,7 +59,7 @@ class Batch:
         return self.targets.gather(1, lengths[:, None] - 1).squeeze(1)
 
     def take(self, rows: slice) -> Batch:
-        """Some of its rows, to train on: planted intents only measure whole batches."""
+        """Some of its rows, to train on: without planted intents, by which whole batches are measured."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **{name: x[rows] for name, x in tensors.items()} | {"intents": None})
 

@@ -65,9 +65,12 @@ class Sequences:
         """(U,) int64, number of items of each user."""
         return np.diff(self.offsets)
 
+    def __len__(self) -> int:
+        return self.num_users
+
     def __getitem__(self, user: int) -> np.ndarray:
         """(length,) int32, a read-only view of the user's items."""
-        return self.items[self.offsets[user] : self.offsets[user + 1]]
+        return self.items[self.offsets[:-1][user] : self.offsets[1:][user]]
 
 
 def _describe(array: np.ndarray) -> str:

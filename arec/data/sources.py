@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +69,9 @@ def load(
             the formats of `arec.data.formats`.
         data_dir: folder of files at hand, by default the environment variable AREC_DATA_DIR. With
             it a named data set has to be there under a usual name (`ml-1m.zip`, `ratings.dat`,
-            `u.data`, …; no archive: also with `.gz`) and nothing is downloaded. Without it, ml-100k is taken
-            from an installed `recbole` package, and anything else is fetched from its publisher
-            and cached. The wheel of recbole counts as a file of ml-100k too, for machines that only
-            reach a package index: `pip download --no-deps recbole`.
+            `u.data`, …; no archive: also with `.gz`) and nothing is downloaded. Without it, the data are
+            fetched from their publisher and cached. The wheel of recbole counts as a file of ml-100k
+            too, for machines that only reach a package index: `pip download --no-deps recbole`.
         user_column, item_column, time_column: of your own CSV, TSV or Parquet file, an error with any
             other; an empty time column says that the rows of every user are in time order already.
             Ties keep the order of the file.
@@ -116,17 +114,13 @@ def absolute(dataset: str, data_dir: Path | None) -> tuple[str, Path | None]:
 
 def _folder_at_hand(data_dir: Path | None) -> Path | None:
     from_environment = os.environ.get("AREC_DATA_DIR")
-    return data_dir or (Path(from_environment) if from_environment else None)
+    return data_dir or (Path(from_environment).expanduser() if from_environment else None)
 
 
 def _locate(dataset: str, source: _Source, data_dir: Path | None) -> Path:
     folder = _folder_at_hand(data_dir)
     if folder:
         return _at_hand(dataset, source, folder)
-    if dataset == "ml-100k" and (recbole := importlib.util.find_spec("recbole")):
-        path = Path(recbole.origin).parent / "dataset_example/ml-100k/ml-100k.inter"
-        if path.exists():
-            return path
     return fetch(source.remote)
 
 

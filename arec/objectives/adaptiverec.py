@@ -80,9 +80,9 @@ class AdaptiveRec(ContrastiveObjective):
             histogram_bins=BINS,
         )
         self.histogram += stats.histogram
-        counts = (stats.histogram.sum() > 0).float()  # a batch of one row has no candidates
+        any_pairs = (stats.histogram.sum() > 0).float()  # a batch of one row has no candidates
         quantile = _histogram_quantile(stats.histogram, config.quantile)
-        self.batch_quantiles += torch.stack([counts * quantile, counts])
+        self.batch_quantiles += torch.stack([any_pairs * quantile, any_pairs])
         weighted = config.lambda_cl * learn
         logged = {
             "L_cl": learn,
@@ -99,10 +99,11 @@ class AdaptiveRec(ContrastiveObjective):
             deviation = (regularised - self.reference).nan_to_num(nan=0.0)
             if config.regulariser == "paper":
                 penalty = deviation.square().sum() / len(z)
-                weighted = config.lambda_cl * (learn + config.lambda_reg * penalty)
+                weight = config.lambda_cl * config.lambda_reg
             else:
                 penalty = torch.linalg.vector_norm(deviation)
-                weighted = weighted + _RELEASED_WEIGHT * penalty
+                weight = _RELEASED_WEIGHT
+            weighted = weighted + weight * penalty
             logged["L_reg"] = penalty
         return weighted, logged
 

@@ -92,15 +92,23 @@ class ContrastiveObjective(Objective):
         return loss, logged
 
     @contextmanager
-    def same_chance(self) -> Iterator[None]:
-        """Within it chance is drawn from the run's seed, and torch's generators stay as they were.
+    def same_chance(self, *, training: bool = True) -> Iterator[None]:
+        """Within it chance is drawn from the run's seed; torch's generators and the mode stay as they were.
 
         Views differ by dropout and augmentation; what is measured on them is to be the same at every
         call, and not to change the training.
+
+        Args:
+            training: with dropout.
         """
+        mode = self.training
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)
-            yield
+            self.train(training)
+            try:
+                yield
+            finally:
+                self.train(mode)
 
     def end_epoch(self) -> dict[str, Any]:
         """``similarity_histogram``: counts of the epoch's similarities over [-1, 1]."""

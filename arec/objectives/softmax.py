@@ -28,12 +28,12 @@ def item_loss(
 ) -> Tensor:  # 0-d
     """`full_softmax_loss`, or the estimate of it in which drawn items stand for those not drawn.
 
-    Every target of the batch (of its share that a process has) is there, for all positions, and at
-    least ``sampled_negatives`` of the other items, drawn uniformly without replacement; each of these
-    counts as often as there are others to one drawn. So the sums of exponentials are unbiased, and
-    their logarithms, the loss, low: the lower, the fewer are drawn, so that losses compare at one number
-    only. With all items drawn both are exact. Of several processes the mean is that over the targets of
-    all, see `parallel.share_of_mean`.
+    The candidates of every position are all targets of the batch (of its share that a process has) and
+    at least ``sampled_negatives`` of the other items, drawn uniformly without replacement and weighted by
+    others / drawn. So the sums of exponentials are unbiased, but their logarithms, and the loss, are
+    biased low, the more the fewer are drawn: compare losses at one number only. With all items drawn it
+    is exact. Of several processes the mean is that over the targets of all, see
+    `parallel.share_of_mean`.
     """
     if sampled_negatives is None:
         loss = full_softmax_loss(hidden, item_table, targets)

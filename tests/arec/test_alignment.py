@@ -44,6 +44,8 @@ def trainer(split: LeaveOneOut, folder: Path, **settings) -> Trainer:
 def test_equals_the_oracle_on_the_views(split, tmp_path, views) -> None:
     subject = trainer(split, tmp_path, method="duorec", views=views, dropout=0.0)
     logged = view_alignment(subject.objective, subject.batches.sample(100))
+    assert logged == view_alignment(subject.objective.eval(), subject.batches.sample(100))
+    assert not subject.objective.training, "as it was, for what is computed next"
     (batch,) = subject.batches.sample(100)
     pairs = subject.objective.view_pairs(batch)
     figures = [reference.alignment_uniformity(z[:100], z[100:]) for z in pairs]

@@ -78,6 +78,11 @@ def test_where_a_run_finds_things_is_not_what_it_is(tmp_path) -> None:
     assert checkpoint.is_finished(tmp_path, Config(data_dir=Path("/new"), device="cpu"))
 
 
+def test_a_device_without_memory_is_not_taken_for_a_damaged_checkpoint(tmp_path) -> None:
+    with pytest.raises(torch.OutOfMemoryError), checkpoint.fitting(tmp_path / "last.pt"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 @pytest.mark.parametrize("damaged", ["empty", "cut off", "numbers", "anywhere"])
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damaged) -> None:
     path = tmp_path / "last.pt"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from arec import train
-from arec.cli import Parser, add_settings, given_settings, run
+from arec.cli import Parser, add_settings, given_settings, run_program
 from arec.config import RECIPES, Config
 
 OPTIONAL = [name for name, field in Config.model_fields.items() if field.default is None]
@@ -53,11 +53,11 @@ def test_ctrl_c_while_pytorch_is_imported_is_one_line(program: str, tmp_path) ->
 def test_a_termination_signal_ends_as_ctrl_c_does() -> None:
     program = """
 import os, signal, time
-from arec.cli import run
+from arec.cli import run_program
 def main():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(60)
-run("arec.train", main)
+run_program("arec.train", main)
 """
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (130, "python -m arec.train: interrupted\n")
@@ -66,12 +66,12 @@ run("arec.train", main)
 @pytest.mark.parametrize("end", ["", "raise SystemExit"])  # as --help does
 def test_a_reader_that_leaves_early_is_no_error(end: str) -> None:
     program = f"""
-from arec.cli import run
+from arec.cli import run_program
 def main():
     for _ in range(100_000):
         print("a line that nobody reads")
     {end}
-run("arec.recommend", main)
+run_program("arec.recommend", main)
 """
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -104,7 +104,7 @@ def test_the_package_names_its_programs() -> None:
 )
 def test_out_of_memory_is_one_line(error: Exception, capsys) -> None:
     with pytest.raises(SystemExit) as exit:
-        run("arec.train", failing(error))
+        run_program("arec.train", failing(error))
     assert exit.value.code == 2
     message = capsys.readouterr().err
     assert message.startswith("python -m arec.train: error: out of memory; expected settings")
@@ -120,7 +120,7 @@ def test_out_of_memory_is_one_line(error: Exception, capsys) -> None:
 )
 def test_what_the_system_refuses_is_one_line(error: Exception, message: str, capsys) -> None:
     with pytest.raises(SystemExit) as exit:
-        run("arec.evaluate", failing(error))
+        run_program("arec.evaluate", failing(error))
     assert exit.value.code == 2
     shown = capsys.readouterr().err
     assert shown.startswith(f"python -m arec.evaluate: error: {message}")
@@ -130,7 +130,7 @@ def test_what_the_system_refuses_is_one_line(error: Exception, message: str, cap
 @pytest.mark.parametrize(("program", "code"), [("arec.evaluate", 0), ("arec.recommend", 2)])
 def test_a_terminal_of_ascii_gets_tables_in_it_but_no_changed_ids(program: str, code: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"from arec.cli import run\nrun({program!r}, lambda: print('0.1 ± 0.2'))"],
+        [sys.executable, "-c", f"from arec.cli import run_program\nrun_program({program!r}, lambda: print('0.1 ± 0.2'))"],
         check=False, capture_output=True, text=True, cwd=Path(train.__file__).parents[1],
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
@@ -139,7 +139,7 @@ def test_a_terminal_of_ascii_gets_tables_in_it_but_no_changed_ids(program: str, 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_under_the_output_is_one_line() -> None:
-    program = "from arec.cli import run\nrun('arec.evaluate', lambda: print('figures'))"
+    program = "from arec.cli import run_program\nrun_program('arec.evaluate', lambda: print('figures'))"
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-c", program],
@@ -153,7 +153,7 @@ def test_a_full_disk_under_the_output_is_one_line() -> None:
 
 def test_faults_of_the_program_keep_their_traceback() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
-        run("arec.train", failing(RuntimeError("shapes cannot be multiplied")))
+        run_program("arec.train", failing(RuntimeError("shapes cannot be multiplied")))
 
 
 def test_options_are_whole_words_and_switches_have_two_ways(capsys) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from arec.config import _USED, RECIPES, Config, ConfigError
+from arec.config import _USED, RECIPES, Config
 from arec.data import load
 from arec.data.batches import TrainingBatches
+from arec.errors import ConfigError
 from arec.models import Encoder
 from arec_kernels import adaptive_info_nce
 
@@ -105,6 +106,8 @@ def test_relative_paths_start_beside_their_file(tmp_path, monkeypatch) -> None:
     assert read('dataset = "beauty"\ndata_dir = "beauty"') == ("beauty", Path("../beauty"))
     monkeypatch.setenv("HOME", "/home/me")
     assert read('dataset = "~/log.csv"\ndata_dir = "~"') == ("/home/me/log.csv", Path("/home/me"))
+    config = Config.from_settings({"dataset": "~/log.csv", "data_dir": "~/data"})
+    assert (config.dataset, config.data_dir) == ("/home/me/log.csv", Path("/home/me/data"))
     given = {"dataset": "log.csv", "data_dir": "data"}
     config = Config.from_settings(given, tmp_path / "mine.toml")
     assert (config.dataset, config.data_dir) == ("log.csv", Path("data")), "of the command line"

@@ -35,7 +35,10 @@ def test_counts_are_those_of_the_pairs(views, same_target_negatives) -> None:
     objective = make_objective(views, same_target_negatives=same_target_negatives)
     batches = [make_batch(SIZE), make_batch(1)]  # the second has no candidates at all
     found = false_negative_detection(objective, batches)
+    assert found == false_negative_detection(objective.eval(), batches)
+    assert not objective.training, "as it was, for what is computed next"
 
+    objective.train()
     partner = torch.eye(2 * SIZE, dtype=torch.bool).roll(SIZE, 0)
     targets = batches[0].anchor_targets.repeat(2)
     known = targets[:, None] == targets
@@ -45,7 +48,6 @@ def test_counts_are_those_of_the_pairs(views, same_target_negatives) -> None:
         candidate &= ~known
     intents = {"un": batches[0].intents[:SIZE].repeat(2), "su": batches[0].intents}
     counts = torch.zeros(4)
-    assert objective.training, "the mask of training is one of views with dropout"
     with objective.same_chance():
         pairs = objective.view_pairs(batches[0])
     for z, pair in zip(pairs, ("un", "su") if views == "us" else (views,)):
@@ -65,7 +67,9 @@ def test_spread_is_that_of_k_and_of_the_rows_own_quantiles() -> None:
     objective = make_objective(quantile=0.7)
     batches = [make_batch(SIZE), make_batch(1)]  # a pair alone has no quantile
     found = simthres_spread(objective, batches)
+    assert objective.training, "as it was"
 
+    objective.eval()
     (z,) = objective.view_pairs(batches[0])
     k = objective.thresholds(z).repeat(2)
     s = F.cosine_similarity(z[:, None], z[None], dim=-1)
@@ -80,7 +84,7 @@ def test_spread_is_that_of_k_and_of_the_rows_own_quantiles() -> None:
 
 
 def test_rows_of_known_targets_are_no_part_of_the_spread() -> None:
-    objective = make_objective(quantile=0.7, same_target_negatives=False)
+    objective = make_objective(quantile=0.7, same_target_negatives=False).eval()
     batch = make_batch(SIZE)
     found = simthres_spread(objective, [batch])
     (z,) = objective.view_pairs(batch)

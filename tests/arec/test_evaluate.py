@@ -11,11 +11,10 @@ import pytest
 import torch
 from programs import SMALL, call
 
-from arec import checkpoint, evaluate, recommend, train
+from arec import checkpoint, evaluate, recommend, scoring, train
 from arec.errors import RunError
 from arec.metrics import metrics_from_ranks
 from arec.ranking import CUTOFFS, SAMPLED_PROTOCOLS
-from arec.results import format_results
 
 
 def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, refused) -> None:
@@ -113,11 +112,30 @@ def test_ranks_of_users_are_those_of_the_metrics(
         assert "ranks.csv: exists" in refused(evaluate, folder, "--ranks", file)
 
 
-@pytest.mark.parametrize(("fewest", "said"), [(100, False), (99, True)])
-def test_the_legend_says_when_there_are_too_few_items_to_draw(fewest: int, said: bool) -> None:
-    candidates = np.arange(1, 101) * (np.arange(100) < [[100], [fewest]])
-    table = format_results({}, {"random-100": candidates})
-    assert (f"{fewest} at the least" in table) is said
+def test_only_the_test_items_are_ranked(log_file, tmp_path, monkeypatch) -> None:
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1, *SMALL)
+    scored = []
+    score = evaluate.score_batches
+    for module in (evaluate, scoring):
+        monkeypatch.setattr(
+            module, "score_batches", lambda *args: scored.append(args[2]) or score(*args)
+        )
+    call(evaluate, monkeypatch, tmp_path / "run")
+    assert scored == ["test"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is the device")
+def test_a_device_that_is_not_here_is_named_with_the_settings(
+    log_file, tmp_path, monkeypatch, refused
+) -> None:
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", tmp_path / "run", "--epochs", 1, *SMALL)
+    settings = tmp_path / "run/config.toml"
+    settings.write_text(settings.read_text().replace('device = "auto"', 'device = "cuda"'))
+    for program in (evaluate, recommend):
+        said = refused(program, tmp_path / "run")
+        assert "device: 'cuda' cannot be used here" in said
+        assert "config.toml says where, and may say another place" in said
+    assert checkpoint.load_run(tmp_path / "run")[2].device.type == "cpu"
 
 
 def test_a_checkpoint_of_other_settings_is_one_clear_error(
@@ -134,6 +152,7 @@ def test_a_checkpoint_of_other_settings_is_one_clear_error(
         for name in ("checkpoint.pt", "last.pt"):
             torch.save([1], folder / name)
 
+    (folder / "metrics.json").unlink()  # or there would be nothing to go on with
     for breaks in (change_settings, change_checkpoints):
         breaks()
         for arguments in ([evaluate, folder], [recommend, folder], [train, "--resume", folder]):

@@ -12,7 +12,7 @@ from arec.config import Config
 from arec.data.split import LeaveOneOut
 from arec.objectives import _METHODS, AdaptiveRec
 from arec.objectives.contrastive import ContrastiveObjective
-from arec.scoring import evaluate
+from arec.scoring import evaluate_model
 from arec.trainer import Trainer, training_batches
 
 ROWS = 21  # with 8 in a batch the last one is incomplete
@@ -74,7 +74,7 @@ def test_trains_and_ranks(split, tmp_path, settings) -> None:
     assert all(math.isfinite(record["loss"]) for record in records)
     for name, value in trainer.objective.named_parameters():
         assert not value.equal(before[name]), f"{name} was not trained"
-    figures = evaluate(trainer.objective, split, "test")
+    figures = evaluate_model(trainer.objective, split, "test")
     assert 0 <= figures["unfiltered"]["NDCG@10"] <= figures["filtered"]["NDCG@10"] <= 1
 
 

@@ -25,7 +25,7 @@ from arec.data.split import LeaveOneOut
 from arec.errors import DataError, RunError
 from arec.objectives import build_objective
 from arec.ranking import draw_candidates
-from arec.scoring import evaluate
+from arec.scoring import evaluate_model
 from arec.trainer import Trainer, training_batches
 
 PROCESSES = 2
@@ -64,7 +64,7 @@ def ranked() -> dict:
     split = histories(items=300)
     torch.manual_seed(0)
     objective = build_objective(config_of(method="sasrec"), 300)
-    return evaluate(objective, split, "test", draw_candidates(split, "test", 0))
+    return evaluate_model(objective, split, "test", draw_candidates(split, "test", 0))
 
 
 def cut_off(at: tuple[int, int] | None, run: Path) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ def evaluate_few(split: LeaveOneOut) -> dict:
     """With fewer users than processes."""
     torch.manual_seed(0)
     objective = build_objective(config_of(method="sasrec"), split.sequences.num_items)
-    return evaluate(objective, split.ranking(split.eval_users[:1]), "test")
+    return evaluate_model(objective, split.ranking(split.eval_users[:1]), "test")
 
 
 @pytest.fixture(scope="module")

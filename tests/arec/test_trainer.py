@@ -183,11 +183,11 @@ def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) ->
         value = next(figures) if stage == "valid" else 0.0
         return {name: {"NDCG@10": value} for name in ("filtered", "unfiltered")}
 
-    monkeypatch.setattr(arec.trainer, "evaluate", planned)
+    monkeypatch.setattr(arec.trainer, "evaluate_model", planned)
     config = train.Config(
         dataset=str(log_file), hidden_size=16, feed_forward=16, epochs=10, patience=3
     )
-    trainer = Trainer(config, checkpoint.load_data(config), tmp_path)
+    trainer = Trainer(config, checkpoint.load_data(config), str(tmp_path))
     assert len(trainer.fit()) == 5
     assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == trainer.best_epoch == 2
 
@@ -366,7 +366,7 @@ def test_the_best_epoch_outlives_an_interruption(tmp_path, monkeypatch) -> None:
         value = next(figures)
         return {name: {"NDCG@10": value} for name in ("filtered", "unfiltered")}
 
-    monkeypatch.setattr(arec.trainer, "evaluate", planned)
+    monkeypatch.setattr(arec.trainer, "evaluate_model", planned)
     Trainer(config_of(method="sasrec", epochs=2), histories(), tmp_path).fit()
     trainer = Trainer(config_of(method="sasrec", epochs=3), histories(), tmp_path, resume=True)
     trainer.fit()

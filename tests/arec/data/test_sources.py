@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import http.server
 import io
-import sys
 import threading
 import zipfile
 from dataclasses import replace
@@ -147,19 +146,6 @@ def test_folder_without_the_file_is_no_reason_to_download(publisher, monkeypatch
     assert publisher.requests == []
 
 
-def test_ml_100k_from_an_installed_recbole(publisher, monkeypatch, tmp_path):
-    folder = tmp_path / "recbole" / "dataset_example" / "ml-100k"
-    folder.mkdir(parents=True)
-    (tmp_path / "recbole" / "__init__.py").write_text("raise ImportError('never imported')")
-    (folder / "ml-100k.inter").write_text(
-        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t7\t5\t1\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "recbole", raising=False)
-    assert load("ml-100k", k_core=1).num_interactions == 1
-    assert publisher.requests == []
-
-
 @pytest.mark.parametrize("gz", [False, True])
 @pytest.mark.parametrize(
     ("dataset", "name", "text"),
@@ -258,18 +244,6 @@ def test_of_several_wheels_the_newest(tmp_path) -> None:
         text = TEXTS["log.inter"] + "u9\tz\t5\t9\n" * (version - 1)
         (tmp_path / f"recbole-1.{version}.whl").write_bytes(zipped(member, text))
     assert load("ml-100k", data_dir=tmp_path, k_core=1).num_interactions == 4
-
-
-def test_a_recbole_without_the_example_is_no_reason_not_to_download(
-    publisher, monkeypatch, tmp_path
-) -> None:
-    (tmp_path / "recbole").mkdir()
-    (tmp_path / "recbole" / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "recbole", raising=False)
-    move_to(monkeypatch, publisher, "ml-100k", None)
-    with pytest.raises(DataError, match="HTTP status 404"):
-        load("ml-100k", k_core=1)
 
 
 def test_k_core_of_the_built_in_data() -> None:

@@ -83,6 +83,16 @@ def test_arrays_cannot_be_written():
             array[0] = 1
 
 
+def test_sequences_are_a_sequence() -> None:
+    sequences = sequences_of([1, 2], [], [3])
+    assert len(sequences) == 3
+    assert [items.tolist() for items in sequences] == [[1, 2], [], [3]]
+    assert [sequences[user].tolist() for user in (-1, -2, -3)] == [[3], [], [1, 2]]
+    for user in (3, -4):
+        with pytest.raises(IndexError):
+            sequences[user]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,0 +1,86 @@
+"""What run folders tell: the settings, the log and the figures of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arec.checkpoint import LOG, METRICS, read_config
+from arec.config import PLACES, Config
+from arec.errors import RunError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder tells."""
+
+    name: str  # in legends and messages, unique among the runs
+    config: Config
+    log: list[dict[str, Any]]  # a record an epoch
+    metrics: dict[str, Any] | None  # of a finished run
+
+    def curve(self, key: str) -> tuple[list[int], list[Any]]:
+        """Epochs that have logged ``key``, and what they have."""
+        records = [record for record in self.log if key in record]
+        return [record["epoch"] for record in records], [record[key] for record in records]
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """What a run folder tells, finished or not.
+
+    Raises:
+        RunError: it is no folder of a run, or one without a whole epoch.
+        ConfigError: its settings are not valid.
+    """
+    config = read_config(folder)
+    finished = (folder / METRICS).is_file()
+    lines = _text(folder / LOG).splitlines() if finished or (folder / LOG).exists() else []
+    if not lines:
+        raise RunError(f"{folder}: no epoch is finished yet")
+    log = [_json(folder / LOG, line, "valid", number) for number, line in enumerate(lines, start=1)]
+    return Run(name, config, log, read_metrics(folder) if finished else None)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The figures of a finished run, see `arec.train.train`.
+
+    Raises:
+        RunError: they are missing or damaged.
+    """
+    return _json(folder / METRICS, _text(folder / METRICS), "test")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise RunError(f"{path}: {reason}") from None
+
+
+def _json(path: Path, text: str, key: str, first_line: int = 1) -> dict[str, Any]:
+    """An object that has `key`, as arec.train writes them."""
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        line = first_line + error.lineno - 1
+        raise RunError(
+            f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})"
+        ) from None
+    if not isinstance(found, dict) or key not in found:
+        raise RunError(f"{path}, line {first_line}: expected an object with {key!r}")
+    return found
+
+
+def alike(runs: Sequence[Run], *but: str) -> list[list[Run]]:
+    """Groups of runs on the same data that differ, if at all, in the seed and these settings."""
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        same = run.config.model_dump_json(exclude=PLACES | {"seed", *but})
+        # A file may have grown between two runs. The built-in data are made by the seed.
+        data = (run.metrics or {}).get("data", "") if run.config.dataset != "builtin" else ""
+        groups.setdefault((same, data), []).append(run)
+    return list(groups.values())
