@@ -137,7 +137,7 @@ def threshold_rows(threshold: Tensor | float, z: Tensor) -> Tensor:
         if abs(threshold) > torch.finfo(dtype).max:  # which PyTorch refuses
             threshold = math.inf if threshold > 0 else -math.inf
         # torch.compile has a graph for every number of torch.full, and one for all of a product.
-        return torch.ones(z.shape[0], dtype=dtype, device=z.device) * float(threshold)
+        return torch.ones(z.shape[0], dtype=dtype, device=z.device).mul_(float(threshold))
     raise ValueError(f"threshold: expected a number or a tensor, got {type(threshold).__name__}")
 
 

@@ -36,14 +36,16 @@ struct RowLoss {
   double log_denominator;  // its small excess over the partner's logit is a gradient
 };
 
-// dl_i/ds_ij = denominator e_ij - positive, each where its mask holds, e_ij = exp(s / tau - shift); for
-// the partner partner_share exp(s / tau - log D) - partner_weight. Straight-through for the threshold, times
-// the width: the sum of sigma' (linear (s - center) + exponential e). All but the center with the upstream
-// gradient.
+// What the gradient needs of a row. All but log D and the center have the upstream gradient in them.
 template <class T>
 struct RowFactors {
+  // dl_i/ds_ip = partner_share exp(s / tau - log D) - partner_weight
   double log_denominator, partner_weight, partner_share;
-  T denominator, positive, linear, center, exponential;
+  // dl_i/ds_ij = denominator exp(s / tau - shift) - positive, each where its mask holds
+  T denominator, positive;
+  // Straight-through for the threshold, times the width: the sum over the candidates of
+  // sigma' (linear (s - center) + exponential exp(s / tau - shift))
+  T linear, center, exponential;
 
   // Where the denominator holds nothing but the partner, the exponential is exactly 1: without positives
   // the difference is exactly zero.

@@ -47,8 +47,7 @@ __attribute__((noinline)) void pair_gradients(const Backward<typename V::Scalar>
   }
 }
 
-// The partner's entry: its weight is the row's own and its probability exp(s/tau - log D), which is
-// exactly 1 where the denominator holds nothing else.
+// The partner's entry, as RowFactors::partner of ../loss.h has it, which kernels cannot include.
 template <class T>
 inline T partner_gradient(const Backward<T>& p, int64_t i, T s) {
   const double logit = T(s * p.inverse_temperature);

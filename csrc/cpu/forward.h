@@ -1,7 +1,7 @@
 // Row sums of the loss: the denominator, the positives' similarities and their number. A tile (I, J)
 // is computed once and serves the rows of I (summed along the rows) and those of J (down the columns).
 #pragma once
-#include "statistics.h"
+#include "histogram.h"
 #include "tile.h"
 
 namespace {
@@ -107,7 +107,8 @@ void add_all_sums(const Forward<typename V::Scalar>& p, Rows rows, Rows columns,
       });
     }
     add_column_sums<V, option>(p, tile.column, column_sums);
-    // Whatever part of a pair of blocks is a task, so that the threads are no matter.
+    // Sums become doubles after every kTile columns, not at the end of a task: so their order is the same
+    // however a pair of blocks was cut into tasks.
     if ((tile.column + kSide) % kTile == 0) add_row_sums<V, option>(p, tile.row, row_sums);
   });
 }

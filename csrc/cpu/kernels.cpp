@@ -1,12 +1,13 @@
 // The kernels of one instruction set. setup.py compiles this source once for each: the macro
 // AREC_ISA names it and the flags beside choose what the compiler may use. No standard or torch
-// header comes in here: their inline functions, built with AVX-512, could become everybody's copy.
+// header comes in here but those that immintrin.h brings, of which nothing is called: their inline
+// functions, built with AVX-512, could become everybody's copy (test_cpu_kernels.py looks for some).
 #include "kernels.h"
 
 #include "backward.h"
 #include "forward.h"
+#include "histogram.h"
 #include "normalise.h"
-#include "statistics.h"
 
 namespace {
 
@@ -38,7 +39,7 @@ template <class V>
 constexpr Kernels<typename V::Scalar> table() {
   using T = typename V::Scalar;
   return {V::kRows, V::layout, normalise<V, T>, maximum_if<V>, forward_if<V>, backward_if<V>,
-          normalise_backward<V, T>, histogram<V>, uniformity<V>, row_similarities<V>};
+          normalise_backward<V, T>, histogram<V>, row_similarities<V>};
 }
 
 template <class V>

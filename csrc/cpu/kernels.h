@@ -10,7 +10,7 @@ constexpr int64_t kTile = 64;  // all work is done on square tiles of the simila
 
 constexpr int64_t kNowhere = 16;  // counters beyond a histogram's bins: what is in none, one a lane
 
-// What a statistic needs to know at compile time, as bits of a template argument.
+// What the passes over pairs need to know at compile time, as bits of a template argument.
 enum Option : int {
   kPositives = 1,      // pairs above the threshold are positives (Eq. 9), not only masked
   kNegativesOnly = 2,  // pairs above the threshold leave the denominator
@@ -46,10 +46,10 @@ struct Embeddings : Layout {
   int64_t partner;      // rows i and i + partner are two views; 0 if rows have no partners
   T* rows;              // left operand of z z^T
   T* panels;            // right operand of z z^T
+  double* inverse_norm; // (padded_n): 1 / |z|, 0 where |z| < 1e-12
   // For the backward pass only, and where lanes are pairs; else null:
   T* row_pairs;         // right operand of G z: pairs of two rows
   T* column_pairs;      // left operand of z^T G, where that is computed
-  double* inverse_norm; // (padded_n): 1 / |z|, 0 where |z| < 1e-12
 };
 
 // What decides about a pair, and what turns its similarity into an exponential.
@@ -110,7 +110,6 @@ struct Kernels {
   void (*backward)(const Backward<T>&, Rows, Rows);
   void (*normalise_backward)(const Backward<T>&, Rows);
   void (*histogram)(const Forward<T>&, Rows, Rows, uint32_t* counts);
-  void (*uniformity)(const Pairs<T>&, Rows, Rows, double* sums);
   // Similarities of rows [row, row + band) with all rows, into out (band, padded_n).
   void (*row_similarities)(const Embeddings<T>&, int64_t row, T* out);
 };

@@ -12,11 +12,6 @@
 namespace arec::cpu {
 namespace {
 
-// The largest 1 / tau - log D_i of any row with which the backward pass lets all rows share a shift. With it
-// e^{1/tau} / D_i is a factor of the row, which times the upstream gradient must not overflow. Only a row far
-// from its partner and all candidates has a larger one.
-constexpr double kLargestShare = 40;
-
 // A contiguous tensor of at most two dimensions, without the dispatcher's way round, which is a
 // fifth of the forward pass where N is small.
 Tensor new_empty(std::initializer_list<int64_t> sizes, ScalarType type) {
@@ -90,7 +85,11 @@ class Histogram {
   void drain(Worker& own) const {
     if (own.counters.empty()) return;
     own.totals.resize(bins_);
-    for (int64_t k = 0; k < fine_bins(); ++k) own.totals[k >> shift_] += own.counters[k];
+    for (int64_t k = 0; k < bins_; ++k) {
+      int64_t sum = 0;  // in a register: through memory each addition would wait for the one before
+      for (int64_t fine = k << shift_; fine < (k + 1) << shift_; ++fine) sum += own.counters[fine];
+      own.totals[k] += sum;
+    }
     std::fill(own.counters.begin(), own.counters.end(), 0);
     own.pairs = 0;
   }
@@ -158,15 +157,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
     }
   };
   if (loss.own_shift) {
-    for_each_block_pair(n, prepare,
-                        [&](Rows rows, Rows columns, int64_t) {
-                          input.kernels->maximum(p, rows, columns);
-                        },
-                        [](Rows) {});
-    for (int64_t i = 0; i < padded_n; ++i) shift[i] = std::max(p.maximum[i], T(-1)) * p.pairs.scale;
-    for_each_block_pair(n, [](Rows) {}, pair, finish);
+    for_each_block_pair(
+        input.rows, prepare,
+        [&](Rows rows, Rows columns, int64_t) { input.kernels->maximum(p, rows, columns); },
+        [&](Rows rows) {
+          for (int64_t i = rows.begin; i < rows.end; ++i)
+            shift[i] = std::max(p.maximum[i], T(-1)) * p.pairs.scale;
+        });
+    for_each_block_pair(input.rows, [](Rows) {}, pair, finish);
   } else {
-    for_each_block_pair(n, prepare, pair, finish);
+    for_each_block_pair(input.rows, prepare, pair, finish);
   }
   if (!reduction.none) {
     const double sum = std::accumulate(losses, losses + n, 0.0);
@@ -176,13 +176,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
   return {out_loss, out_log, out_count, out_similarity, histogram.total()};
 }
 
-// A power of two near the largest upstream gradient over the temperature, which is divided by it on its way into
-// the kernels: parts of very small numbers would be subnormal there, and products of very large ones infinite.
+// A power of two near the largest factor that a row's weight, its upstream gradient and the temperature are
+// together, which is divided by it on its way into the kernels: parts of very small numbers would be subnormal
+// there, and products of very large ones infinite. (Where rows share a shift, that of a row far from all others
+// makes its factor e^81 times as large, which a float still holds.)
 template <class T>
-double power_near_largest(const RowValues<T>& upstream, int64_t n, double inverse_temperature) {
+double power_near_largest(const Loss& loss, const RowValues<T>& upstream, int64_t n) {
   double largest = 0;
   for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::fabs(double(upstream[i])));
-  largest *= inverse_temperature;
+  largest *= loss.inverse_temperature * loss.weights(n).total;
   const bool finite = largest > 0 && largest <= std::numeric_limits<double>::max();
   return finite ? std::ldexp(1, std::clamp(std::ilogb(largest), -1000, 1000)) : 1;
 }
@@ -192,21 +194,19 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
                                          const Tensor& threshold,
                                          const std::optional<Tensor>& groups,
                                          const Tensor& log_denominator, const Tensor& num_positives,
-                                         const Tensor& positives_similarity, const Loss& asked,
+                                         const Tensor& positives_similarity, const Loss& loss,
                                          const Reduction& reduction, double width) {
   Input<T> input(z, true, groups);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
-  Loss loss = asked;
   Backward<T> p{};
   const RowValues<T> upstream = reduction.none ? RowValues<T>("grad_loss", grad_loss, n)
                                                : RowValues<T>("grad_loss", grad_loss);
-  const double power = power_near_largest(upstream, n, loss.inverse_temperature);
+  const double power = power_near_largest(loss, upstream, reduction.none ? n : 1);
   p.upstream_scale = power * reduction.weight(n);
   const RowValues<T> thresholds("threshold", threshold, n),
       similarities("positives_similarity", positives_similarity, n);
   const RowValues<double> logs("log_denominator", log_denominator, n);
   const RowValues<int64_t> counts("num_positives", num_positives, n);
-  for (int64_t i = 0; i < n; ++i) loss.own_shift |= loss.inverse_temperature - logs[i] > kLargestShare;
   T *k, *shift = nullptr;
   for (T** values : {&k, &p.denominator, &p.positive}) input.memory.want(*values, padded_n);
   for (double** values : {&p.partner_weight, &p.partner_share, &p.log_denominator})
@@ -262,7 +262,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
     }
   };
   for_each_block_pair(
-      n, prepare,
+      input.rows, prepare,
       [&](Rows rows, Rows columns, int64_t) { input.kernels->backward(p, rows, columns); },
       [&](Rows rows) {
         input.kernels->normalise_backward(p, rows);
@@ -282,10 +282,11 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
   const int64_t tiles = rows.padded_n / kTile, band = input.kernels->band;
   Tensor out = new_empty({rows.n}, kScalarType<T>);
   T* const quantiles = data<T>(out);
-  parallel(tiles, [&](int64_t worker, int64_t workers) {
+  const int64_t most = workers_for(rows.n, rows.dim);
+  parallel(most, [&](int64_t worker, int64_t workers) {
     input.normalise({tiles * worker / workers * kTile, tiles * (worker + 1) / workers * kTile});
   });
-  parallel(tiles, [&](int64_t worker, int64_t workers) {
+  parallel(most, [&](int64_t worker, int64_t workers) {
     std::vector<T> similarities(band * rows.padded_n), scratch(rows.n);
     for (int64_t first = worker * band; first < rows.n; first += workers * band) {
       input.kernels->row_similarities(rows, first, similarities.data());
@@ -348,7 +349,7 @@ Tensor histogram(const Tensor& z, const std::optional<Tensor>& groups, int64_t b
     Histogram counts(bins);
     p.bins = counts.fine_bins();
     for_each_block_pair(
-        input.rows.n, [&](Rows rows) { input.normalise(rows); },
+        input.rows, [&](Rows rows) { input.normalise(rows); },
         [&](Rows rows, Rows columns, int64_t worker) {
           input.kernels->histogram(p, rows, columns, counts.of(worker, rows, columns));
         },
@@ -366,20 +367,25 @@ Tensor uniformity(const Tensor& x) {
   return with_type(x, [&](auto type) {
     using T = decltype(type);
     Input<T> input(x, false, std::nullopt);
-    const int64_t n = input.rows.n;
+    const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
+    Forward<T> p{};
+    T* k;
+    input.memory.want(p.sum_exp, padded_n);
+    input.memory.want(k, padded_n);
     input.allocate();
-    const auto pairs = make_pairs<T>(input, nullptr, nullptr, 4, 0);  // -2 |x_i - x_j|^2 = 4 (s_ij - 1)
-    std::vector<double> sums(input.rows.padded_n / kTile);
+    p.pairs = make_pairs<T>(input, k, nullptr, 4, 0);  // -2 |x_i - x_j|^2 = 4 (s_ij - 1)
     for_each_block_pair(
-        n, [&](Rows rows) { input.normalise(rows); },
-        [&](Rows rows, Rows columns, int64_t) {
-          input.kernels->uniformity(pairs, rows, columns, sums.data());
+        input.rows,
+        [&](Rows rows) {
+          input.normalise(rows);
+          std::fill(p.sum_exp + rows.begin, p.sum_exp + rows.end, 0);
+          std::fill(k + rows.begin, k + rows.end, T(0));
         },
+        [&](Rows rows, Rows columns, int64_t) { input.kernels->forward(p, rows, columns, nullptr); },
         [](Rows) {});
-    double sum = 0;
-    for (double block : sums) sum += block;
+    const double sum = std::accumulate(p.sum_exp, p.sum_exp + n, 0.0);  // over ordered pairs
     Tensor out = new_empty({}, kScalarType<T>);
-    *data<T>(out) = T(std::log(sum / (double(n) * double(n - 1) / 2)) + beyond_scale(pairs));
+    *data<T>(out) = T(std::log(sum / (double(n) * double(n - 1))) + beyond_scale(p.pairs));
     return out;
   });
 }

@@ -61,6 +61,27 @@ inline void similarities(V, const Embeddings<T>& z, int64_t row, int64_t column,
                                       beside);
 }
 
+// Similarities of rows [row, row + V::kRows) with all rows, into out (V::kRows, padded_n).
+template <class V>
+void row_similarities(const Embeddings<typename V::Scalar>& z, int64_t row,
+                      typename V::Scalar* out) {
+  using T = typename V::Scalar;
+  const typename V::Session session;
+  for (int64_t column = 0; column < z.padded_n; column += kPanel<V>) {
+    if (V::kSymmetric || column > row) {
+      similarities(V{}, z, row, column, out + column, z.padded_n, Nothing{});
+      continue;
+    }
+    alignas(64) T s[V::kRows * kPanel<V>];  // as the tiles have them: the lower row on the left
+    similarities(V{}, z, column, row, s, V::kRows, Nothing{});
+    for (int64_t r = 0; r < V::kRows; ++r)
+      for (int64_t c = 0; c < kPanel<V>; ++c) {
+        const bool lower = column + c <= row + r;
+        out[r * z.padded_n + column + c] = lower ? s[c * V::kRows + r] : s[r * V::kRows + c];
+      }
+  }
+}
+
 // Where A is not 0: everywhere, on and above the diagonal, on and below it.
 enum class Shape { kFull, kUpper, kLower };
 

@@ -21,6 +21,13 @@ inline int64_t block_rows(int64_t n) {
   return n <= 512 ? kTile : n <= 1024 ? 2 * kTile : n <= 2048 ? 4 * kTile : 8 * kTile;
 }
 
+// Threads that are worth waking up to compare n rows with each other.
+inline int64_t workers_for(int64_t n, int64_t dim) {
+  constexpr double share = 1 << 20;  // multiply-adds, which are over before another thread has woken up
+  const double shares = 0.5 * double(n) * double(n) * double(dim) / share;
+  return std::min(round_up(n, kTile) / kTile, int64_t(std::clamp<double>(shares, 1, 1 << 16)));
+}
+
 // Threads of torch's pool, each calling f(worker, workers). Throws what the first of them throws.
 template <class F>
 void parallel(int64_t most, F f) {
@@ -79,8 +86,10 @@ class RoundRobin {
     return {std::min(piece * step, padded_n_), std::min((piece + 1) * step, padded_n_)};
   }
 
-  // The owner's list, in which nothing stands for some of what others own.
-  Task operator()(int64_t owner, int64_t at) const {
+  // What stands at a place of the owner's list; at some, which others own, kNothing does. After the pieces to
+  // prepare a place is a number with the digits (i, slot, i + j, round), lowest first: to build such lists
+  // would take many threads a visible part of a call.
+  Task task(int64_t owner, int64_t at) const {
     const int64_t piece = owner * pieces() / owners_ + at, pieces_end = (owner + 1) * pieces() / owners_;
     if (piece < pieces_end) return {Task::kPrepare, piece, piece, -1, -1};
     at = piece - pieces_end;
@@ -96,7 +105,8 @@ class RoundRobin {
     if (round >= blocks_) return {Task::kEnd};
     if (slot > last(round) || j < 0 || j >= cut_ || owner_of(round, slot, i) != owner) return {Task::kNothing};
     const int64_t x = place(round, slot);
-    // Half of the round: modulo an odd number of blocks slots_, (blocks_ + 1) / 2, is the inverse of 2.
+    // Half of the round. Modulo an odd number of blocks that is a product with slots_: twice slots_ is
+    // blocks_ + 1, which is 1.
     const int64_t centre = blocks_ % 2 ? round * slots_ % blocks_ : round / 2;
     const auto on_ring = [&](int64_t block) { return block < blocks_ ? block : block - blocks_; };
     const auto [first, second] = std::minmax({on_ring(centre - x + blocks_), on_ring(centre + odd(round) + x)});
@@ -123,7 +133,7 @@ class RoundRobin {
   std::vector<Window> windows_;
 };
 
-// Runs, for blocks I <= J of n rows, or for pieces of them,
+// Runs, for blocks I <= J of the rows of z, or for pieces of them,
 //   prepare(I)          once a block, before anything needs it,
 //   pair(I, J, worker)  once a pair; it may write to the rows of both blocks,
 //   finish(I)           once a block, after the last pair with it.
@@ -131,17 +141,16 @@ class RoundRobin {
 // behind them: no barrier between rounds, no atomics on sums, no copy a thread. Tasks whose owner has
 // no thread yet, or is late, are anybody's. Nobody holds a task while it waits, so the first one that
 // is not begun can always run. After a task that throws nobody begins another.
-template <class Prepare, class Pair, class Finish>
-void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
+template <class T, class Prepare, class Pair, class Finish>
+void for_each_block_pair(const Embeddings<T>& z, Prepare prepare, Pair pair, Finish finish) {
   using Task = RoundRobin::Task;
   enum Outcome { kRan, kWaits, kOver };
   struct alignas(64) Counter {
     std::atomic<int64_t> value{0};
   };
   constexpr int kPatience = 1000;  // waits before it does anybody's tasks, or else gives way to other threads
-  const int64_t most = round_up(n, kTile) / kTile;
-  const int64_t owners = std::min<int64_t>(torch::stable::get_num_threads(), most);
-  const RoundRobin tasks(n, owners);
+  const int64_t owners = std::min<int64_t>(torch::stable::get_num_threads(), workers_for(z.n, z.dim));
+  const RoundRobin tasks(z.n, owners);
   std::atomic<int64_t> arrived{0};
   std::atomic<bool> failed{false};
   std::vector<Counter> next(owners);          // where in its list each owner is
@@ -159,8 +168,8 @@ void for_each_block_pair(int64_t n, Prepare prepare, Pair pair, Finish finish) {
     int64_t begin = next[owner].value.load(std::memory_order_relaxed);
     for (;;) {
       int64_t at = begin;
-      Task task = tasks(owner, at);
-      while (task.kind == Task::kNothing) task = tasks(owner, ++at);
+      Task task = tasks.task(owner, at);
+      while (task.kind == Task::kNothing) task = tasks.task(owner, ++at);
       const bool over = task.kind == Task::kEnd;
       const bool runs = !over && ready(task.one, task.one_turn) && ready(task.other, task.other_turn);
       if (runs) ++at;

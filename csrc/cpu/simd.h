@@ -7,7 +7,7 @@
 //   kSymmetric: a product of two rows has the same bits whichever is on the left.
 //   kRows, kPanelVectors: the register tile of product.h, as many sums as keep the unit busy.
 //   kSteps, kIncrements: in each step of a product so many calls of the work beside it, with so many
-//   increments of counters (statistics.h) in each.
+//   increments of counters (histogram.h) in each.
 //   layout(dim): sizes of the packed rows.
 //   Session: lives as long as a kernel works.
 // Everything here has internal linkage: each instruction set keeps its own copy.

@@ -1,14 +1,14 @@
-// Sums over the similarities that have no gradient: histogram, uniformity, rows for the quantile.
+// The histogram of similarities, beside the forward pass or alone.
 #pragma once
 #include "tile.h"
 
 namespace {
 
-// Counts unordered pairs in `counts` (bins + kNowhere), a band (V::kRows, kSide) at a time: add() says
-// what is in it, and its counters go up beside the products of the next band. A store a cycle is all that
-// the first cache takes: where products have a unit of their own and are over sooner (V::kTiles), half of the
-// counters go up beside the sums of the next band. What is left of the band before: of its first part
-// [begin_, end_), in next(); of its second one, [kBeside, kBand), what add() has not come to.
+// Counts unordered pairs in `counts` (bins + kNowhere), a band (V::kRows, kSide) at a time. The bins of a band
+// are found in add(), and its counters go up while the next band is computed: the first cache takes a store a
+// cycle, and there are other things to do meanwhile. The first kBeside of them go up in next(), beside the
+// products of the next band; [begin_, end_) are still to come. The rest, half of them where products have a
+// unit of their own (V::kTiles) and are over sooner, go up in add(), beside its sums.
 template <class V>
 class BinCounter {
  public:
@@ -21,7 +21,7 @@ class BinCounter {
   }
   BinCounter(const BinCounter&) = delete;
   ~BinCounter() {
-    if (end_ > 0) end_ = kBand;  // there has been a band
+    if (end_ > 0) end_ = kBand;  // no band follows, so the second part is counted here as well
     count_rest();
   }
 
@@ -110,46 +110,6 @@ void histogram(const Forward<typename V::Scalar>& p, Rows rows, Rows columns, ui
       });
     }
   });
-}
-
-// Adds sum 2^(s * scale - shared_shift) over i < j to `sums` (padded_n / kTile), one for each kTile rows.
-template <class V>
-void uniformity(const Pairs<typename V::Scalar>& p, Rows rows, Rows columns, double* sums) {
-  using T = typename V::Scalar;
-  alignas(64) T s[kSide * kSide];
-  for_each_tile<V>(p.z, p.group, rows, columns, [&](const Tile& tile) {
-    similarity_tile<V>(p.z, tile, s);
-    for (int64_t r = 0; r < kSide; ++r) {
-      const CandidateRow<V> candidates(p.z, p.group, tile, tile.row + r);
-      auto total = V::broadcast(T(0));
-      for (int64_t c = tile.first_column(tile.row + r, V::kLanes); c < kSide; c += V::kLanes) {
-        const auto e = exp2<V>(V::load(s + r * kSide + c), p.scale, p.shared_shift);
-        total = tile.masked ? V::add_where(candidates(c), total, e) : total + e;
-      }
-      sums[tile.row / kTile] += V::sum(total);
-    }
-  });
-}
-
-// Similarities of rows [row, row + V::kRows) with all rows, into out (V::kRows, padded_n).
-template <class V>
-void row_similarities(const Embeddings<typename V::Scalar>& z, int64_t row,
-                      typename V::Scalar* out) {
-  using T = typename V::Scalar;
-  const typename V::Session session;
-  for (int64_t column = 0; column < z.padded_n; column += kPanel<V>) {
-    if (V::kSymmetric || column > row) {
-      similarities(V{}, z, row, column, out + column, z.padded_n, Nothing{});
-      continue;
-    }
-    alignas(64) T s[V::kRows * kPanel<V>];  // as the tiles have them: the lower row on the left
-    similarities(V{}, z, column, row, s, V::kRows, Nothing{});
-    for (int64_t r = 0; r < V::kRows; ++r)
-      for (int64_t c = 0; c < kPanel<V>; ++c) {
-        const bool lower = column + c <= row + r;
-        out[r * z.padded_n + column + c] = lower ? s[c * V::kRows + r] : s[r * V::kRows + c];
-      }
-  }
 }
 
 }  // namespace
