@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from arec_kernels import reference
 from arec_kernels.arguments import check_options, check_views, group_rows, threshold_rows
+from arec_kernels.backends import check_backend, choose_backend
 from arec_kernels.reference import InfoNCEStats
-from arec_kernels.registration import check_backend, choose_backend, info_nce
+from arec_kernels.registration import info_nce
 
 
 @overload

@@ -17,7 +17,8 @@ from arec_kernels.arguments import (
     check_views,
     group_rows,
 )
-from arec_kernels.registration import OPS, choose_backend
+from arec_kernels.backends import choose_backend
+from arec_kernels.registration import OPS
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 Tested on an H100 and an H200 with torch 2.11 and Triton 3.6, but for the newer parts that `forward` and
 `normalize` name; for 8.0 and 10.0 they have been compiled but not run. They are the default on GPUs, except
-where `registration.CUDA_AHEAD` prefers CUDA C++.
+where `backends.CUDA_AHEAD` prefers CUDA C++.
 
 The kernels stream tiles of the similarity matrix, which is never stored: memory is O(N D). Every
 launch goes to the current stream of the tensor's device, nothing synchronises with the host, and

@@ -17,6 +17,7 @@ from arec_kernels import (
     AdaptiveInfoNCE,
     InfoNCEStats,
     adaptive_info_nce,
+    backends,
     reference,
     registration,
 )
@@ -137,7 +138,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_one_extension_that_is_missing_beside_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registration, "IMPLEMENTED", {("cpp", "cpu")})
+    monkeypatch.setattr(backends, "IMPLEMENTED", {("cpp", "cpu")})
     monkeypatch.setitem(registration.EXTENSION_ERRORS, "cuda", "no module")
     with pytest.raises(RuntimeError, match=r"no compiled extension can be used \(no module\)"):
         adaptive_info_nce(Z, 0.1, backend="cuda")
@@ -155,7 +156,7 @@ def test_the_default_takes_meta_tensors() -> None:
 
 def test_default_backend() -> None:
     expected = "cpp" if ("cpp", "cpu") in IMPLEMENTED else "reference"
-    assert registration.choose_backend(None, Z) == expected
+    assert backends.choose_backend(None, Z) == expected
 
 
 def test_reductions(backend: str, device: str) -> None:

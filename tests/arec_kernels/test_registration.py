@@ -18,14 +18,8 @@ from arec_kernels import (
     registration,
     row_similarity_quantile,
 )
-from arec_kernels.registration import (
-    CUDA_AHEAD,
-    EXTENSION_ERRORS,
-    EXTENSIONS,
-    IMPLEMENTED,
-    OPS,
-    choose_backend,
-)
+from arec_kernels.backends import CUDA_AHEAD, choose_backend
+from arec_kernels.registration import EXTENSION_ERRORS, EXTENSIONS, IMPLEMENTED, OPS
 
 OPTIONS = (0.5, True, 0.3, "negatives", "label")
 
