@@ -15,9 +15,9 @@ from torch import Tensor
 from arec_kernels.triton.config import Options, device_of, dropped_bits, plan
 from arec_kernels.triton.launch import launch
 from arec_kernels.triton.normalize import (
+    DENOMINATOR,
     PARTNER,
-    PULL,
-    PUSH,
+    POSITIVE,
     SHIFT,
     THRESHOLD,
     load_rows,
@@ -28,13 +28,12 @@ from arec_kernels.triton.normalize_backward import normalize_backward, through_u
 from arec_kernels.triton.tile import (
     LEFT_OUT,
     LOG2_E,
-    candidates_only,
+    candidate_tile,
     load_block,
     load_groups,
     nearest_tf32,
     reorder_products,
     round_mantissa,
-    similarity_tile,
 )
 
 
@@ -52,7 +51,7 @@ def backward_kernel(
     n,
     d,
     n_padded,
-    z_row_stride,
+    z_row_stride,  # d, but with that in its place registers spill for 10.0
     grad_loss_stride,
     threshold_width,
     temperature,
@@ -81,11 +80,11 @@ def backward_kernel(
     row_block = load_block(unit_ptr, first_row, 0, WIDTH, ROWS, BLOCK_K)
     of_row = coefficients_ptr + rows
     threshold = tl.load(of_row + THRESHOLD * n_padded)
-    pull = tl.load(of_row + PULL * n_padded)
+    denominator = tl.load(of_row + DENOMINATOR * n_padded)
     shift = tl.load(of_row + SHIFT * n_padded)
-    push = tl.load(of_row + PUSH * n_padded)
+    positive = tl.load(of_row + POSITIVE * n_padded)
     if THRESHOLD_GRAD:
-        pull_soft, slope, center = soft_coefficients(
+        linear, center, exponential = soft_coefficients(
             rows, shift, count_ptr, positives_ptr, n, temperature, partner_weight, rest_weight,
             POSITIVES, NEGATIVES, WEIGHTING,
         )
@@ -93,16 +92,14 @@ def backward_kernel(
 
     grad = tl.zeros((ROWS, BLOCK_D), tl.float32)
     for first_column in range(0, n, COLUMNS):
-        s, column_block = similarity_tile(
-            unit_ptr, row_block, first_row, first_column, WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION
-        )
-        s = candidates_only(
-            s, row_groups, first_row, first_column, groups_ptr, n, ROWS, COLUMNS, GROUPED
+        s, column_block = candidate_tile(
+            unit_ptr, row_block, row_groups, first_row, first_column, groups_ptr, n,
+            WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION, GROUPED,
         )
         of_column = coefficients_ptr + first_column + tl.arange(0, COLUMNS)
         column_threshold = tl.load(of_column + THRESHOLD * n_padded)
-        column_pull = tl.load(of_column + PULL * n_padded)
-        column_push = tl.load(of_column + PUSH * n_padded)
+        column_denominator = tl.load(of_column + DENOMINATOR * n_padded)
+        column_positive = tl.load(of_column + POSITIVE * n_padded)
         if OWN_SHIFT:
             column_shift = tl.load(of_column + SHIFT * n_padded)
             row_exponential = denominator_share(s * scale - shift[:, None])
@@ -113,18 +110,18 @@ def backward_kernel(
         # Factors, and not conditions: these are fused multiply-adds, of which a card does the most.
         above_row = tl.where(s > threshold[:, None], 1.0, 0.0)
         above_column = tl.where(s > column_threshold[None, :], 1.0, 0.0)
-        row_pull = pull[:, None]
-        column_pull = column_pull[None, :]
+        row_denominator = denominator[:, None]
+        column_denominator = column_denominator[None, :]
         if NEGATIVES:
-            row_pull = row_pull - above_row * row_pull
-            column_pull = column_pull - above_column * column_pull
-        entry = row_exponential * row_pull + column_exponential * column_pull
+            row_denominator = row_denominator - above_row * row_denominator
+            column_denominator = column_denominator - above_column * column_denominator
+        entry = row_exponential * row_denominator + column_exponential * column_denominator
         if POSITIVES:
-            entry -= above_row * push[:, None]
-            entry -= above_column * column_push[None, :]
+            entry -= above_row * positive[:, None]
+            entry -= above_column * column_positive[None, :]
         if THRESHOLD_GRAD:
-            soft += threshold_pull(
-                s, threshold, shift, pull_soft, slope, center, scale, threshold_width
+            soft += threshold_gradient(
+                s, threshold, shift, linear, center, exponential, scale, threshold_width
             )
         if WIDTH != BLOCK_K or WIDTH != BLOCK_D:
             column_block = load_block(unit_ptr, first_column, first_d, WIDTH, COLUMNS, BLOCK_D)
@@ -184,29 +181,29 @@ def soft_coefficients(
     NEGATIVES: tl.constexpr,
     WEIGHTING: tl.constexpr,
 ):
-    """(ROWS,) each: a, b, c of dl_i/dq_ij = a e^{s_ij/tau}/D_i + b (s_ij - c)."""
+    """(ROWS,) each, of dl_i/dq_ij = linear (s_ij - center) + exponential e^{s_ij/tau}/D_i."""
     count = tl.load(count_ptr + rows, mask=rows < n, other=0)
     positives = tl.load(positives_ptr + rows, mask=rows < n, other=0.0)
     total, _, positive = row_weights(count, partner_weight, rest_weight, POSITIVES, WEIGHTING)
     some = count > 0
     m = tl.where(some, count, 1).to(tl.float32)
-    pull = -total if NEGATIVES else total * 0.0
-    slope = tl.where(some, -positive / temperature, 0.0)
+    exponential = -total if NEGATIVES else total * 0.0
+    linear = tl.where(some, -positive / temperature, 0.0)
     center = positives / m
     if POSITIVES and WEIGHTING == "printed":
         log_denominator = log2_denominator / LOG2_E
         center = temperature * (log_denominator - tl.log(rest_weight / m) + 1.0)
-    return pull, slope, center
+    return linear, center, exponential
 
 
 @triton.jit
-def threshold_pull(
+def threshold_gradient(
     s,  # (ROWS, COLUMNS)
     threshold,  # (ROWS,)
     log2_denominator,  # (ROWS,)
-    pull,  # (ROWS,), this and the next two from soft_coefficients
-    slope,
+    linear,  # (ROWS,), this and the next two from soft_coefficients
     center,
+    exponential,
     scale,
     threshold_width,
 ):
@@ -215,7 +212,7 @@ def threshold_pull(
     tail = tl.exp2(-distance)
     # One exponent for both factors: apart, one far above log D overflows before sigma' is 0.
     share = tl.exp2(s * scale - log2_denominator[:, None] - distance)
-    value = pull[:, None] * share + slope[:, None] * (s - center[:, None]) * tail
+    value = exponential[:, None] * share + linear[:, None] * (s - center[:, None]) * tail
     return tl.sum(tl.where(s == LEFT_OUT, 0.0, value / ((1.0 + tail) * (1.0 + tail))), 1)
 
 

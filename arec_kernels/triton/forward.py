@@ -26,14 +26,13 @@ from arec_kernels.triton.tile import (
     INFINITY,
     LEFT_OUT,
     at_least_lowest,
-    candidates_only,
+    candidate_tile,
     count_bins,
     is_nan,
     kahan_add,
     load_block,
     load_groups,
     partial_sums,
-    similarity_tile,
 )
 
 
@@ -88,11 +87,9 @@ def forward_kernel(
         counts = tl.zeros((BLOCK_BINS,), tl.int32)
 
     for first_column in range(0, n, COLUMNS):
-        s, _ = similarity_tile(
-            unit_ptr, row_block, first_row, first_column, WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION
-        )
-        s = candidates_only(
-            s, row_groups, first_row, first_column, groups_ptr, n, ROWS, COLUMNS, GROUPED
+        s, _ = candidate_tile(
+            unit_ptr, row_block, row_groups, first_row, first_column, groups_ptr, n,
+            WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION, GROUPED,
         )
         above = (s > threshold[:, None]).to(tl.float32)
         if POSITIVES:

@@ -11,11 +11,10 @@ from arec_kernels.triton.config import device_of, plan
 from arec_kernels.triton.launch import launch
 from arec_kernels.triton.normalize import normalize
 from arec_kernels.triton.tile import (
-    candidates_only,
+    candidate_tile,
     count_bins,
     load_block,
     load_groups,
-    similarity_tile,
 )
 
 # Bins that one program counts in its registers; more take several programs a block of rows.
@@ -44,11 +43,9 @@ def histogram_kernel(
     row_block = load_block(unit_ptr, first_row, 0, WIDTH, ROWS, BLOCK_K)
     counts = tl.zeros((BLOCK_BINS,), tl.int32)
     for first_column in range(0, n, COLUMNS):
-        s, _ = similarity_tile(
-            unit_ptr, row_block, first_row, first_column, WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION
-        )
-        s = candidates_only(
-            s, row_groups, first_row, first_column, groups_ptr, n, ROWS, COLUMNS, GROUPED
+        s, _ = candidate_tile(
+            unit_ptr, row_block, row_groups, first_row, first_column, groups_ptr, n,
+            WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION, GROUPED,
         )
         counts += count_bins(s, first_bin, bins, BLOCK_BINS)
     in_bins = first_bin + tl.arange(0, BLOCK_BINS)

@@ -24,9 +24,9 @@ MIN_NORM = tl.constexpr(1e-12)
 
 # The rows of `coefficients`, what the backward kernel needs of a row.
 THRESHOLD = tl.constexpr(0)
-PULL = tl.constexpr(1)  # times the exponential: g W / (tau D)
-SHIFT = tl.constexpr(2)  # log2 D, used where D is not part of PULL, and for the gradient of thresholds
-PUSH = tl.constexpr(3)  # g times the weight of one positive, over tau
+DENOMINATOR = tl.constexpr(1)  # times the exponential: g W / (tau D)
+SHIFT = tl.constexpr(2)  # log2 D, used where D is not part of DENOMINATOR, and for the gradient of thresholds
+POSITIVE = tl.constexpr(3)  # g times the weight of one positive, over tau
 PARTNER = tl.constexpr(4)  # of the partner's row in the gradient, from both sides
 SCALE = tl.constexpr(5)  # largest magnitude
 NORM = tl.constexpr(6)  # norm over SCALE; infinite for a zero row, whose gradient is then zero
@@ -138,7 +138,7 @@ def normalize_kernel(
         # The division cannot be contracted with the subtraction below, so that a row whose partner
         # is all of its denominator gets probability 1 exactly, and without positives gradient 0.
         logit = tl.math.div_rn(s, tl.full(s.shape, temperature, tl.float32))
-        pull, shift, push, partner = row_coefficients(
+        denominator, shift, positive, partner = row_coefficients(
             rows, logit, grad_loss_ptr, log_denominator_ptr, count_ptr, n, grad_loss_stride,
             temperature, partner_weight, rest_weight, POSITIVES, WEIGHTING,
         )
@@ -147,14 +147,14 @@ def normalize_kernel(
             temperature, partner_weight, rest_weight, POSITIVES, WEIGHTING,
         )
         if not OWN_SHIFT:
-            pull *= tl.exp2(scale - shift)
+            denominator *= tl.exp2(scale - shift)
         threshold = at_least_lowest(tl.load(threshold_ptr + rows, mask=rows < n, other=INFINITY))
         out = coefficients_ptr + rows
         inside = rows < n_padded
         tl.store(out + THRESHOLD * n_padded, threshold, mask=inside)
-        tl.store(out + PULL * n_padded, pull, mask=inside)
+        tl.store(out + DENOMINATOR * n_padded, denominator, mask=inside)
         tl.store(out + SHIFT * n_padded, shift, mask=inside)
-        tl.store(out + PUSH * n_padded, push, mask=inside)
+        tl.store(out + POSITIVE * n_padded, positive, mask=inside)
         tl.store(out + PARTNER * n_padded, partner + partner_other, mask=inside)
         tl.store(out + SCALE * n_padded, size, mask=inside)
         tl.store(out + NORM * n_padded, norm, mask=inside)

@@ -17,11 +17,11 @@ from arec_kernels.triton.launch import launch
 from arec_kernels.triton.normalize import normalize
 from arec_kernels.triton.tile import (
     INFINITY,
+    candidate_tile,
     candidates_only,
     is_nan,
     load_block,
     load_groups,
-    similarity_tile,
 )
 
 
@@ -61,12 +61,9 @@ def quantile_kernel(
         pivot = number_at(middle)
         above = tl.zeros((ROWS,), tl.int32)
         for first_column in range(0, n, COLUMNS):
-            s, _ = similarity_tile(
-                unit_ptr, row_block, first_row, first_column, WIDTH, BLOCK_K, ROWS, COLUMNS,
-                PRECISION,
-            )
-            s = candidates_only(
-                s, row_groups, first_row, first_column, groups_ptr, n, ROWS, COLUMNS, GROUPED
+            s, _ = candidate_tile(
+                unit_ptr, row_block, row_groups, first_row, first_column, groups_ptr, n,
+                WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION, GROUPED,
             )
             above += tl.sum((s > pivot[:, None]).to(tl.int32), 1)
         enough = above <= candidates - rank
@@ -78,11 +75,9 @@ def quantile_kernel(
     invalid = tl.zeros((ROWS,), tl.int32)
     larger = tl.full((ROWS,), INFINITY, tl.float32)
     for first_column in range(0, n, COLUMNS):
-        s, _ = similarity_tile(
-            unit_ptr, row_block, first_row, first_column, WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION
-        )
-        s = candidates_only(
-            s, row_groups, first_row, first_column, groups_ptr, n, ROWS, COLUMNS, GROUPED
+        s, _ = candidate_tile(
+            unit_ptr, row_block, row_groups, first_row, first_column, groups_ptr, n,
+            WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION, GROUPED,
         )
         is_above = s > smaller[:, None]
         above += tl.sum(is_above.to(tl.int32), 1)

@@ -121,6 +121,32 @@ def candidates_only(
 
 
 @triton.jit
+def candidate_tile(
+    unit_ptr,  # (N_PADDED, WIDTH)
+    row_block,  # as in `similarity_tile`
+    row_groups,  # as in `candidates_only`
+    first_row,
+    first_column,
+    groups_ptr,
+    n,
+    WIDTH: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUPED: tl.constexpr,
+):
+    """`similarity_tile` of the candidates only."""
+    s, column_block = similarity_tile(
+        unit_ptr, row_block, first_row, first_column, WIDTH, BLOCK_K, ROWS, COLUMNS, PRECISION
+    )
+    s = candidates_only(
+        s, row_groups, first_row, first_column, groups_ptr, n, ROWS, COLUMNS, GROUPED
+    )
+    return s, column_block
+
+
+@triton.jit
 def at_least_lowest(
     threshold,
 ):
