@@ -127,10 +127,13 @@ def main() -> None:
     quantile = ratio("test_quantile[torch.quantile]", "test_quantile[row_similarity_quantile]")
     often = f"Of {runs} runs of everything, the fastest of each." if runs > 1 else "One run of everything."
     explanation = (
-        "“×” is that rival's time over ours: eager and compiled PyTorch in the default mode with a "
-        "threshold for each row, the libraries against our NT-Xent mode; “–” does not run here. "
+        "“×” is that rival's time over ours: PyTorch in the default mode with a threshold for each row "
+        "(eager: the oracle, `arec_kernels.reference`, which has all modes; the others: `lean` of "
+        "`bench/rivals.py`), the libraries against our NT-Xent mode; “–” does not run here. "
+        "pytorch-metric-learning holds every positive pair against every negative one, N³ numbers. "
         f"The limit is 4·N²·D FLOP at the {peak / 1e9:.0f} GFLOP/s that this machine's "
-        f"{about['threads']} threads reach from registers in the same run. "
+        f"{about['threads']} threads reach with multiply-adds from registers in the same run; where "
+        "there is a unit for tiles (AMX), which is faster, products run on that, and 1 is no bound. "
         f"{often} "
         "“MB” is what one call adds to the memory of a fresh process at its peak, inputs aside. "
         f"At N = 4,096 bfloat16 input is {bfloat16:.2f} times as fast as float32, a histogram of "

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from arec_kernels import adaptive_info_nce, reference
 
@@ -29,7 +30,26 @@ def _eager(z: Tensor, k: Tensor) -> Tensor:
     return reference.adaptive_info_nce(z, k, temperature=TEMPERATURE)
 
 
-_compiled = torch.compile(_eager, dynamic=False)
+def lean(z: Tensor, k: Tensor) -> Tensor:
+    """The op in its default mode and nothing else, as fast as PyTorch does it; products in z's type."""
+    half = len(z) // 2
+    unit = normalize(z.float()).to(z.dtype)
+    s = (unit @ unit.T).float()
+    with torch.no_grad():
+        above = s > k[:, None]
+        for offset in (0, half, -half):
+            above.diagonal(offset).fill_(False)
+        m = above.sum(dim=1)
+        outside = above.clone().fill_diagonal_(True)
+    partner = torch.cat([s.diagonal(half), s.diagonal(-half)])
+    exponentials = ((s - 1) / TEMPERATURE).exp().masked_fill(outside, 0)
+    log_d = exponentials.sum(dim=1).log() + 1 / TEMPERATURE
+    mean = (s * above).sum(dim=1) / m.clamp_min(1)
+    target = torch.where(m > 0, 0.5 * (partner + mean), partner)
+    return (log_d - target / TEMPERATURE).mean()
+
+
+lean_compiled = torch.compile(lean, dynamic=False)
 
 
 def _ours_ntxent(z: Tensor, k: Tensor) -> Tensor:
@@ -66,7 +86,8 @@ def _cube(n: int, d: int) -> int:
 RIVALS = {
     "ours": Rival(_ours, _linear, "adaptive", "torch"),
     "eager": Rival(_eager, _square, "adaptive", "torch"),
-    "torch.compile": Rival(_compiled, _square, "adaptive", "torch"),
+    "eager, this mode alone": Rival(lean, _square, "adaptive", "torch"),
+    "torch.compile": Rival(lean_compiled, _square, "adaptive", "torch"),
     "ours (NT-Xent)": Rival(_ours_ntxent, _linear, "ntxent", "torch"),
     "pytorch-metric-learning": Rival(
         _metric_learning, _cube, "ntxent", "pytorch-metric-learning"
