@@ -60,12 +60,13 @@ def _counts(objective: AdaptiveRec, batch: Batch) -> Tensor:  # (2, 2) int64
     for z, intents in zip(pairs, intents_of, strict=True):
         k = objective.thresholds(z, known)
         candidates = _above_and_all(z, k, known)
-        counts[0] += candidates
-        if known is None:
-            counts[1] += _above_and_all(z, k, intents)
-        else:  # those left out by neither: no single grouping does that
+        others = _above_and_all(z, k, intents)  # of different intents
+        if known is not None:
+            # Target t and intent i both different, which no one grouping gives:
+            # |¬t ∧ ¬i| = |¬t| + |¬i| − |¬t ∨ ¬i|.
             both = known.repeat(2) * (intents.max() + 1) + intents
-            counts[1] += candidates + _above_and_all(z, k, intents) - _above_and_all(z, k, both)
+            others += candidates - _above_and_all(z, k, both)
+        counts += torch.stack([candidates, others])
     return counts
 
 

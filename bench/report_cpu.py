@@ -128,7 +128,7 @@ def main() -> None:
     often = f"Of {runs} runs of everything, the fastest of each." if runs > 1 else "One run of everything."
     explanation = (
         "“×” is that rival's time over ours: PyTorch in the default mode with a threshold for each row "
-        "(eager: the oracle, `arec_kernels.reference`, which has all modes; the others: `lean` of "
+        "(the oracle, `arec_kernels.reference`, which has all modes; lean: written for this one alone, in "
         "`bench/rivals.py`), the libraries against our NT-Xent mode; “–” does not run here. "
         "pytorch-metric-learning holds every positive pair against every negative one, N³ numbers. "
         f"The limit is 4·N²·D FLOP at the {peak / 1e9:.0f} GFLOP/s that this machine's "

@@ -8,6 +8,8 @@ namespace arec::cpu {
 
 constexpr int64_t kTile = 64;  // all work is done on square tiles of the similarity matrix
 
+constexpr double kZeroNorm = 1e-12;  // a shorter row has cosine 0 with everything, as in reference.py
+
 constexpr int64_t kNowhere = 16;  // counters beyond a histogram's bins: what is in none, one a lane
 
 // What the passes over pairs need to know at compile time, as bits of a template argument.
@@ -46,7 +48,7 @@ struct Embeddings : Layout {
   int64_t partner;      // rows i and i + partner are two views; 0 if rows have no partners
   T* rows;              // left operand of z z^T
   T* panels;            // right operand of z z^T
-  double* inverse_norm; // (padded_n): 1 / |z|, 0 where |z| < 1e-12
+  double* inverse_norm; // (padded_n): 1 / |z|, 0 where |z| < kZeroNorm
   // For the backward pass only, and where lanes are pairs; else null:
   T* row_pairs;         // right operand of G z: pairs of two rows
   T* column_pairs;      // left operand of z^T G, where that is computed

@@ -115,7 +115,7 @@ UnitRow<E> unit_row(const Embeddings<T>& z, int64_t i) {
   if (i < z.n) {
     const Norm norm = row_norm<E>(z.z, row.offset, z.dim);
     row.scale = norm.scale;
-    if (!(norm.scaled < 1e-12 * norm.scale)) row.factor = 1 / norm.scaled;
+    if (!(norm.scaled < kZeroNorm * norm.scale)) row.factor = 1 / norm.scaled;
     if (!(norm.scaled < __builtin_inf())) row.factor = __builtin_nan("");  // infinite rows are NaN, not zero
   }
   z.inverse_norm[i] = row.factor * row.scale;

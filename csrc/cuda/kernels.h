@@ -10,6 +10,7 @@ constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 constexpr int kMostRows = 128;    // of a tile, the largest of all kernels
 static_assert(kMostRows % kThreads == 0, "padded rows are shared out in whole blocks of threads");
+constexpr double kZeroNorm = 1e-12;  // a shorter row has cosine 0 with everything, as in reference.py
 constexpr int kSharedBins = 4096;  // a histogram of more counts in global memory
 
 // What the backward pass needs to know of a row, one array (padded_n) each. Those up to kOfColumn it needs

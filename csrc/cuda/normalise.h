@@ -18,7 +18,7 @@ class UnitRow {
     double squares = 0;
     for (int d = lane(); d < rows.dim; d += 32) squares += double(number(d)) * double(number(d));
     const double norm = sqrt(sum_over_warp(squares));
-    if (!(norm < 1e-12)) inverse_norm = 1 / norm;
+    if (!(norm < kZeroNorm)) inverse_norm = 1 / norm;
     if (!(norm < double(INFINITY))) inverse_norm = nan("");  // infinite rows are NaN, not zero
   }
   __device__ float number(int d) const { return F::widen(z_[d]); }
