@@ -125,7 +125,7 @@ def describe(plan: Plan, runs: Mapping[Any, Sequence[Planned]]) -> str:
 
 def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) -> None:
     results = {
-        key: [read_run(folder, folder.name).metrics for folder, _ in runs]
+        key: [read_run(folder).metrics for folder, _ in runs]
         for key, runs in needed.items()
     }
     ours = f"Ours: {over_seeds(len(seeds))}, {describe(plan, needed)}."
@@ -145,7 +145,7 @@ def draw_figures(plan: Plan, seeds: Sequence[int], needed: FigureRuns) -> None:
     ]
     metrics: dict[str, Any] = {}
     for file, runs in needed.items():
-        shown = FIGURES[file].select([read_run(run, run.name) for run, _ in runs])
+        shown = FIGURES[file].select([read_run(run) for run, _ in runs])
         metrics |= {each.name: each.metrics for each in shown}
         if shown:  # planted truth is in the built-in data only
             write_bytes(folder / file, png(FIGURES[file], shown))

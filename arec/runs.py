@@ -28,20 +28,24 @@ class Run:
         return [record["epoch"] for record in records], [record[key] for record in records]
 
 
-def read_run(folder: Path, name: str) -> Run:
+def read_run(folder: str | Path, name: str | None = None) -> Run:
     """What a run folder tells, finished or not.
+
+    Args:
+        name: what it is called; default: as its folder.
 
     Raises:
         RunError: it is no folder of a run, or one without a whole epoch.
         ConfigError: its settings are not valid.
     """
+    folder = Path(folder)
     config = read_config(folder)
     finished = (folder / METRICS).is_file()
     lines = _text(folder / LOG).splitlines() if finished or (folder / LOG).exists() else []
     if not lines:
         raise RunError(f"{folder}: no epoch is finished yet")
     log = [_json(folder / LOG, line, "valid", number) for number, line in enumerate(lines, start=1)]
-    return Run(name, config, log, read_metrics(folder) if finished else None)
+    return Run(name or folder.name, config, log, read_metrics(folder) if finished else None)
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:

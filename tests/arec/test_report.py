@@ -346,7 +346,7 @@ def test_a_folder_that_is_named_twice_is_one_run(tmp_path, monkeypatch) -> None:
 
 def test_a_run_is_drawn_before_it_has_finished(tmp_path, monkeypatch, capsys) -> None:
     folder = write(tmp_path / "run", make("run", ndcg=None))
-    run = read_run(folder, "run")
+    run = read_run(str(folder))
     assert len(run.log) == 3 and run.metrics is None
     call(report, monkeypatch, folder, "--out", tmp_path / "out")
     assert (tmp_path / "out/validation.png").exists() and not (tmp_path / "out/results.md").exists()
