@@ -273,8 +273,12 @@ def outputs(z: torch.Tensor, k: torch.Tensor, **options) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("temperature", [0.5, 0.01])
-def test_the_same_bits_for_every_number_of_threads(dtype: torch.dtype, temperature: float) -> None:
-    z = make_rows(642, 20, dtype)  # 11 blocks: 1 to 8 threads meet them in different orders
+# 11, 3 and 2 blocks, with work for a thread each, or for eight.
+@pytest.mark.parametrize(("n", "d"), [(642, 50), (130, 800), (66, 1000)])
+def test_the_same_bits_for_every_number_of_threads(
+    n: int, d: int, dtype: torch.dtype, temperature: float
+) -> None:
+    z = make_rows(n, d, dtype)
     k = clear_thresholds(z)
     threads = torch.get_num_threads()
     try:
