@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from arec import parallel
-from arec.config import PLACES, Config
+from arec.config import PLACES, Config, user_path
 from arec.data import absolute, load
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
@@ -273,12 +273,12 @@ def load_run(
         ConfigError: its settings are not valid.
         DataError: the data are no longer where they were.
     """
-    run = Path(run)
+    run = user_path(run)
     config = parallel.from_main(lambda: read_config(run))
     try:
         place = pick_device(device or config.device)
     except RunError as error:
-        where = "" if device else f"; {run / CONFIG} says where, and may say another place"
+        where = "" if device else f'; set device = "auto" in {run / CONFIG}'
         raise RunError(f"{error}{where}") from None
     state = parallel.from_main(lambda: load_state(run / BEST))
     if parallel.is_main() and not (run / METRICS).exists():

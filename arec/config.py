@@ -39,8 +39,13 @@ _ADAPTIVE = ("adaptiverec",)  # of these, those with SimThres
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
 
 
+def user_path(path: str | Path) -> Path:
+    """The path that a person means, in which a shell may have left ~ for the home folder."""
+    return Path(os.path.expanduser(path))
+
+
 def _expanded(value: Any) -> Any:
-    """A path as text, in which a shell may have left ~ for the home folder."""
+    """`user_path` as text, as it is given otherwise."""
     return os.path.expanduser(value) if isinstance(value, (str, Path)) else value
 
 
@@ -48,7 +53,8 @@ class Config(BaseModel):
     """Settings of one training run; the defaults train AdaptiveRec on the built-in data.
 
     `from_settings` checks what it is given, and so does ``Config(quantile=0.8)``, with pydantic's own
-    error; ``model_copy(update=…)`` does not.
+    error; ``model_copy(update=…)`` does not. What a setting means says ``python -m arec.train --help``
+    and ``Config.model_fields["quantile"].description``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

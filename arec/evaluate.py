@@ -24,6 +24,7 @@ import polars as pl
 from arec import parallel
 from arec.checkpoint import RUN_FILES, load_run, sampled_candidates, write_text
 from arec.cli import Parser, run_program
+from arec.config import user_path
 from arec.data.split import LeaveOneOut
 from arec.errors import RunError
 from arec.ranking import CUTOFFS, evaluate_ranks, rank_shared
@@ -31,11 +32,14 @@ from arec.results import final_metrics, format_results
 from arec.scoring import score_batches
 
 
-def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> dict[str, Any]:
+def evaluate_run(
+    folder: str | Path, ranks: str | Path | None = None, *, device: str | None = None
+) -> dict[str, Any]:
     """The test figures of a run, from the checkpoint of its best epoch.
 
     Args:
         ranks: file to write `user_ranks` to, as CSV.
+        device: where; default: where the settings of the run say.
 
     Returns:
         see :func:`arec.results.final_metrics`; :func:`arec.results.format_results` makes a table of it.
@@ -44,10 +48,10 @@ def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> dict[st
         RunError, ConfigError, DataError: see :func:`arec.checkpoint.load_run`; RunError also: `ranks`
             cannot be written, exists, or is a file of the run.
     """
-    folder, ranks = Path(folder), ranks and Path(ranks)
+    folder, ranks = user_path(folder), ranks and user_path(ranks)
     if ranks:
         parallel.from_main(lambda: _check_new(ranks, folder))
-    config, split, objective = load_run(folder, device=None)
+    config, split, objective = load_run(folder, device)
     candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
     found, lists = rank_shared(
         split, "test", lambda part: score_batches(objective, part, "test"), candidates, max(CUTOFFS)
@@ -59,8 +63,10 @@ def evaluate_run(folder: str | Path, ranks: str | Path | None = None) -> dict[st
 
 def _check_new(path: Path, run: Path) -> None:
     """That a file can be written there, before hours of ranking, and is nobody's."""
-    if path.exists() or path.resolve() in [(run / name).resolve() for name in RUN_FILES]:
-        raise RunError(f"{path}: exists, or is a file of the run; expected a new one for the ranks")
+    if path.resolve() in [(run / name).resolve() for name in RUN_FILES]:
+        raise RunError(f"{path}: is a file of the run; expected a new one for the ranks")
+    if path.exists():
+        raise RunError(f"{path}: exists; expected a new file for the ranks")
     write_text(path, "")
     path.unlink()
 
@@ -81,10 +87,10 @@ def user_ranks(split: LeaveOneOut, ranks: Mapping[str, np.ndarray]) -> pl.DataFr
 
 def main() -> None:
     parser = Parser("arec.evaluate", "Rank the test items with the checkpoint of a run.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="folder of a run of arec.train")
     parser.add_argument(
         "--ranks",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="also write the rank of every user's test item in each ranking, and the length of the "
         "history, as CSV, into a new file, in a new folder if need be",

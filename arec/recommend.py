@@ -7,7 +7,6 @@ import operator
 import reprlib
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from arec import parallel
 from arec.checkpoint import load_run
 from arec.cli import Parser, run_program
+from arec.config import user_path
 from arec.data.batches import gather_windows
 from arec.data.interactions import Sequences
 from arec.errors import RunError
@@ -66,7 +66,7 @@ def recommend(
     if unknown:
         raise ValueError(
             f"users: expected numbers from 0 to {len(sequences.lengths) - 1} of users with items, "
-            f"got {unknown[0]!r}"
+            f"got {unknown[0]!r}; of an id, which is text, np.flatnonzero(sequences.user_ids == id) is the number"
         )
     return _best(objective, sequences, users, top)
 
@@ -140,7 +140,7 @@ def write_recommendations() -> None:
     )
     # argparse would put RUN last, where it would be taken for one of the ids.
     parser.usage = "%(prog)s RUN [-h] [--top K] [--users ID [ID ...]]"
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run of arec.train")
+    parser.add_argument("run", type=user_path, metavar="RUN", help="folder of a run of arec.train")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="items a user")
     parser.add_argument(
         "--users",

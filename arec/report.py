@@ -9,6 +9,7 @@ from pathlib import Path
 
 from arec.checkpoint import write_bytes
 from arec.cli import Parser, run_program
+from arec.config import user_path
 from arec.figures import FIGURES, Plot
 from arec.runs import Run, alike, read_run
 from arec.tables import SUMMARY, markdown_table, summary, with_idle_simthres
@@ -57,10 +58,10 @@ def main() -> None:
         "called by the name of its folder, with those above it where two have the same.",
     )
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="folder of a run of arec.train"
+        "runs", type=user_path, nargs="+", metavar="RUN", help="folder of a run of arec.train"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("figures"), metavar="DIR", help="where the table and the PNG files go"
+        "--out", type=user_path, default=Path("figures"), metavar="DIR", help="where the table and the PNG files go"
     )
     arguments = parser.parse_args()
     folders = list(dict.fromkeys(folder.resolve() for folder in arguments.runs))

@@ -23,7 +23,7 @@ from arec.checkpoint import (
     write_text,
 )
 from arec.cli import Parser, add_settings, given_settings, run_program
-from arec.config import Config
+from arec.config import Config, user_path
 from arec.figures import FIGURES
 from arec.report import png
 from arec.runs import read_run
@@ -187,7 +187,7 @@ def planned() -> tuple[str, range, list[Plan], list[TableRuns | FigureRuns], lis
         help="runs of each cell, or point of a sweep, from --seed upwards",
     )  # fmt: skip
     parser.add_argument(
-        "--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+        "--runs-dir", type=user_path, default=Path("runs"), metavar="DIR",
         help="where the run folders, tables and figures are",
     )  # fmt: skip
     parser.add_argument(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from arec.checkpoint import LOG, METRICS, read_config
-from arec.config import PLACES, Config
+from arec.config import PLACES, Config, user_path
 from arec.errors import RunError
 
 
@@ -19,11 +19,22 @@ class Run:
 
     name: str  # in legends and messages, unique among the runs
     config: Config
-    log: list[dict[str, Any]]  # a record an epoch
-    metrics: dict[str, Any] | None  # of a finished run
+    log: list[dict[str, Any]] = field(repr=False)  # a record an epoch
+    metrics: dict[str, Any] | None = field(repr=False)  # of a finished run
 
     def curve(self, key: str) -> tuple[list[int], list[Any]]:
-        """Epochs that have logged ``key``, and what they have."""
+        """Epochs that have logged ``key``, and what they have; nothing where none has.
+
+        Keys are those of a record: ``loss``, ``seconds`` and ``valid``, which has the metrics of each
+        ranking; of contrastive methods ``L_basic``, ``L_cl``, ``alignment``, ``uniformity`` and
+        ``similarity_histogram``; of AdaptiveRec also ``L_reg``, ``k_mean``, ``k_std``, ``k_stat``,
+        ``positives_per_row`` or ``masked_per_row``, and on the built-in data ``false_negatives``. The
+        validation curve::
+
+            run = read_run("runs/mine")
+            epochs, valid = run.curve("valid")
+            ndcg = [rankings["filtered"]["NDCG@10"] for rankings in valid]
+        """
         records = [record for record in self.log if key in record]
         return [record["epoch"] for record in records], [record[key] for record in records]
 
@@ -38,7 +49,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
         RunError: it is no folder of a run, or one without a whole epoch.
         ConfigError: its settings are not valid.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     config = read_config(folder)
     finished = (folder / METRICS).is_file()
     lines = _text(folder / LOG).splitlines() if finished or (folder / LOG).exists() else []
@@ -48,13 +59,14 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
     return Run(name or folder.name, config, log, read_metrics(folder) if finished else None)
 
 
-def read_metrics(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: str | Path) -> dict[str, Any]:
     """The figures of a finished run, see `arec.train.train`.
 
     Raises:
         RunError: they are missing or damaged.
     """
-    return _json(folder / METRICS, _text(folder / METRICS), "test")
+    path = user_path(folder) / METRICS
+    return _json(path, _text(path), "test")
 
 
 def _text(path: Path) -> str:

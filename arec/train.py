@@ -37,9 +37,9 @@ from arec.checkpoint import (
     write_text,
 )
 from arec.cli import Parser, add_settings, given_settings, run_program
-from arec.config import RECIPE_NAMES, Config
+from arec.config import RECIPE_NAMES, Config, user_path
 from arec.device import pick_device
-from arec.errors import RunError
+from arec.errors import ConfigError, RunError
 from arec.results import final_metrics, format_results
 from arec.runs import read_metrics
 from arec.scoring import evaluate_model
@@ -58,10 +58,10 @@ def parse_arguments() -> argparse.Namespace:
         help=f"TOML file of settings, or the name of a recipe: {RECIPE_NAMES}",
     )
     parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="new folder of the run; default under runs/"
+        "--run-dir", type=user_path, metavar="DIR", help="new folder of the run; default under runs/"
     )
     parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run, as it was set"
+        "--resume", type=user_path, metavar="RUN", help="go on with an interrupted run, as it was set"
     )
     add_settings(parser)
     parsed = parser.parse_args()
@@ -95,12 +95,14 @@ def _settings_and_folder() -> tuple[Config, Path]:
 def train(config: Config, folder: str | Path) -> dict[str, Any]:
     """Train in a run folder, from the start or on from where it was cut off, and rank.
 
-    The library's way to a folder that `arec.evaluate`, `arec.recommend` and `arec.report` read. A sweep::
+    Called again with the same settings and folder it goes on with a training that was interrupted, and
+    only reads one that has finished. The library's way to a folder that `arec.evaluate`,
+    `arec.recommend` and `arec.report` read. A sweep::
 
-        for quantile in (0.7, 0.8, 0.9):
-            config = Config.from_settings({"quantile": quantile})
-            metrics = train(config, f"runs/quantile-{quantile}")
-            print(quantile, metrics["valid"]["filtered"]["NDCG@10"])  # to choose by
+        for rate in (1e-3, 2e-3, 4e-3):
+            config = Config.from_settings({"learning_rate": rate})
+            metrics = train(config, f"runs/rate-{rate}")
+            print(rate, metrics["valid"]["filtered"]["NDCG@10"])  # to choose by
 
     ``logging.getLogger("arec").setLevel(logging.WARNING)`` before it makes it quiet.
 
@@ -111,10 +113,12 @@ def train(config: Config, folder: str | Path) -> dict[str, Any]:
 
     Raises:
         RunError: the folder holds a run of other settings, or files of no run; the training broke.
-        ConfigError: the settings that the folder holds are not valid.
+        ConfigError: the settings that the folder holds are not valid, or `config` is none.
         DataError: the data cannot be had or are not as they have to be.
     """
-    config, folder = located(config), Path(folder)
+    if not isinstance(config, Config):
+        raise ConfigError(f"config: expected a Config, as Config.from_settings makes it, got {config!r}")
+    config, folder = located(config), user_path(folder)
     if parallel.from_main(lambda: is_finished(folder, config)):
         if parallel.is_main():
             print(f"{folder}: finished already, training nothing", file=sys.stderr)

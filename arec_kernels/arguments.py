@@ -167,8 +167,9 @@ def _rows(name: str, value: Tensor, z: Tensor, dtype: torch.dtype) -> Tensor:
     elif value.dim() == 1 and 2 * value.shape[0] == n:
         rows = value.repeat(2)
     else:
+        or_number = ", or a number" if name == "threshold" else ""
         raise ValueError(
-            f"{name}: expected shape ({n},) or ({n // 2},) to fit z {tuple(z.shape)}, "
+            f"{name}: expected shape ({n},) or ({n // 2},) to fit z {tuple(z.shape)}{or_number}, "
             f"got {tuple(value.shape)}"
         )
     return rows if rows.dtype is dtype else rows.to(dtype)  # which takes its time to change nothing

@@ -2,7 +2,14 @@
 
 Rows, thresholds and groups are gathered in the forward pass, and the gradients that come from above in
 the backward pass: numbers a row, so that every process has what it takes to compute the whole gradient
-of its own rows, and nothing has to be summed between processes.
+of its own rows, and nothing has to be summed between processes. In a training step, with `model` in
+DistributedDataParallel and B sequences in each process::
+
+    z = model(torch.cat([first, second]))  # (2B, D), rows of this process
+    quantiles = row_similarity_quantile(distributed.gather_views(z), 0.9)  # (2BW,), of the rows of all
+    threshold = quantiles.view(2, -1)[:, rank * B : (rank + 1) * B].flatten()  # (2B,), of its own
+    loss = distributed.adaptive_info_nce(z, threshold)
+    loss.backward()
 """
 
 from __future__ import annotations

@@ -56,6 +56,7 @@ class Objective(nn.Module):
 
         Example, all embeddings of a run::
 
+            import numpy as np
             import torch
 
             from arec.checkpoint import load_run
@@ -63,11 +64,13 @@ class Objective(nn.Module):
 
             config, split, objective = load_run("runs/mine")
             items = objective.encoder.item_table[1:].detach().numpy()  # as in split.sequences.item_ids
+            # As in split.sequences.user_ids; NaN for those who are not ranked.
+            users = np.full((len(split.sequences), config.hidden_size), np.nan, np.float32)
             with torch.no_grad():
-                for users, inputs, lengths in history_batches(
+                for some, inputs, lengths in history_batches(  # in the order of their lengths
                     split, "test", batch_size=256, max_length=config.max_length
                 ):
-                    sequences = objective.features(inputs, lengths).numpy()  # of these users
+                    users[some] = objective.features(inputs, lengths).numpy()
         """
         if not self.encoder.causal:
             inputs, lengths = append(inputs, lengths, self.encoder.mask_token)

@@ -134,7 +134,8 @@ def test_a_device_that_is_not_here_is_named_with_the_settings(
     for program in (evaluate, recommend):
         said = refused(program, tmp_path / "run")
         assert "device: 'cuda' cannot be used here" in said
-        assert "config.toml says where, and may say another place" in said
+        assert 'set device = "auto" in ' in said
+    assert evaluate.evaluate_run(tmp_path / "run", device="cpu")["test"]
     assert checkpoint.load_run(tmp_path / "run")[2].device.type == "cpu"
 
 

@@ -20,9 +20,9 @@ import pytest
 import torch
 from programs import SMALL, call
 
-from arec import checkpoint, evaluate, train
+from arec import checkpoint, evaluate, recommend, runs, train
 from arec.config import Config
-from arec.errors import DataError, RunError
+from arec.errors import ConfigError, DataError, RunError
 from arec.ranking import draw_candidates
 from arec.train import _default_folder
 from arec.trainer import Trainer
@@ -356,6 +356,25 @@ def test_another_run_s_folder_is_refused_in_python_too(log_file, tmp_path) -> No
     assert json.loads((tmp_path / "run/metrics.json").read_text()) == metrics
     with pytest.raises(RunError, match="holds a run with dropout 0.2, expected 0.5"):
         train.train(Config(**settings, dropout=0.5), tmp_path / "run")
+
+
+def test_the_home_folder_may_be_a_tilde(log_file, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = Config(dataset=str(log_file), epochs=1, method="sasrec", hidden_size=16)
+    metrics = train.train(config, "~/run")
+    assert evaluate.evaluate_run("~/run", "~/ranks.csv")["test"] == metrics["test"]
+    assert runs.read_metrics("~/run") == metrics and runs.read_run("~/run").metrics == metrics
+    call(train, monkeypatch, "--resume=~/run")
+    call(recommend, monkeypatch, "~/run", "--top", 1)
+    assert {path.name for path in tmp_path.iterdir()} >= {"run", "ranks.csv"}
+    assert not (tmp_path / "~").exists()
+
+
+def test_settings_that_are_no_config_are_one_clear_error(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="^config: expected a Config, as Config.from_settings makes it, got {}"):
+        train.train({}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_minutes_are_those_of_the_log(log_file, tmp_path, monkeypatch) -> None:
