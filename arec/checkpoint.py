@@ -220,10 +220,13 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
             candidates = dict(kept)
         shape, num_items = (len(split.eval_users), SAMPLED), split.sequences.num_items
         if candidates.keys() != set(SAMPLED_PROTOCOLS) or any(
-            rows.shape != shape or rows.max() > num_items for rows in candidates.values()
+            rows.dtype != np.int32 or rows.shape != shape or rows.min() < 0 or rows.max() > num_items
+            for rows in candidates.values()
         ):
             raise ValueError("other rankings, users or items")
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 (what a damaged file can lead to has no end)
         raise RunError(
             f"{path}: not readable candidates of this run ({type(error).__name__}); delete it, and "
             "they are drawn again"
@@ -256,7 +259,10 @@ def restore_model(
     """
     check_data(path, state, objective.config, sequences)
     with fitting(path):
-        objective.load_state_dict(state["objective"])
+        weights = state["objective"]
+        if not all(weights[name].isfinite().all() for name, _ in objective.named_parameters()):
+            raise ValueError("weights that are infinite or NaN")
+        objective.load_state_dict(weights)
 
 
 def load_run(

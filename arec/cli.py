@@ -87,8 +87,13 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     """Call ``main``; what a person can mend becomes one line on standard error and exit code 2."""
 
     def fail(message: str) -> NoReturn:
-        print(f"python -m {program}: error: {message}", file=sys.stderr)
+        line = " ".join(message.splitlines())  # names may have several
+        print(f"python -m {program}: error: {line}", file=sys.stderr)
         sys.exit(2)
+
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed by the caller, who wants nothing of it
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process lives)
 
     # What a scheduler or container sends before it kills: Ctrl-C's way out, which says how to go on.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -127,7 +127,7 @@ class Config(BaseModel):
         "anew for each batch, with which the loss comes out lower; none: all items, which for 100,000s of "
         "them is work for a GPU",
     )
-    epochs: int = Field(20, ge=1, description="passes over the rows, at most")
+    epochs: _Size = Field(20, description="passes over the rows, at most")
     batch_size: _Size = Field(128, description="sequences a step; the contrastive N is twice it")
     learning_rate: float = Field(2e-3, gt=0, description="peak rate of AdamW")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
@@ -340,8 +340,6 @@ class Config(BaseModel):
             path = Path(source)
         try:
             settings = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path}: not valid TOML: {error}") from None
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             meant = did_you_mean(str(source), RECIPE_NAMES.split(", "))
@@ -349,6 +347,8 @@ class Config(BaseModel):
                 f"{source}: {reason}; expected a TOML file or one of the recipes: {RECIPE_NAMES}"
                 f"{meant}"
             ) from None
+        except (ValueError, RecursionError) as error:  # no TOML, too many digits, too deep
+            raise ConfigError(f"{path}: not valid TOML: {error}") from None
         for name, value in settings.items():
             if name in cls.model_fields and (kind := _wrong_kind(value, cls.model_fields[name])):
                 raise ConfigError(f"{path}: {name}: expected {kind}, got {value!r}")

@@ -86,6 +86,8 @@ def _json(path: Path, text: str, key: str, first_line: int = 1) -> dict[str, Any
         raise RunError(
             f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})"
         ) from None
+    except (RecursionError, ValueError) as error:  # too deep, a number of thousands of digits
+        raise RunError(f"{path}, line {first_line}: not as arec.train writes it ({error})") from None
     if not isinstance(found, dict) or key not in found:
         raise RunError(f"{path}, line {first_line}: expected an object with {key!r}")
     return found

@@ -280,6 +280,10 @@ class Trainer:
             self.step = self.kept = state["step"]
             self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
             self.seconds = state["seconds"]
+            if not (0 <= self.best_epoch <= len(self.records) and 0 <= self.step < len(self.batches)):
+                raise ValueError("epochs or batches that are not there")
+            for epoch in range(1, len(self.records) + 1):
+                self._validation(epoch)
 
 
 def _check_shares(batch_size: int, processes: int) -> None:

@@ -16,9 +16,11 @@ number or an ISO 8601 date.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
+import lzma
 import math
 import re
 import textwrap
@@ -150,15 +152,17 @@ def _contents(path: Path) -> tuple[bytes, str]:
     except FileNotFoundError:
         raise DataNotFoundError(f"{path}: no such file") from None
     # BadGzipFile is an OSError without strerror, so it has to come first.
-    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError, ValueError) as error:
         raise DataError(f"{path}: damaged ({error}); get the file again") from None
+    except RuntimeError as error:  # a password, a compression that Python does not know
+        raise DataError(f"{path}: cannot be unpacked ({error}); unpack it yourself") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _read_sequences(where: str, data: bytes) -> pl.DataFrame:
     try:
-        lines = data.decode("utf-8-sig").split("\n")
+        lines = re.split("\r\n?|\n", data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise DataError(f"{where}: {_NOT_UTF_8}") from None
     if _looks_like_columns(lines):
@@ -169,7 +173,7 @@ def _read_sequences(where: str, data: bytes) -> pl.DataFrame:
     words = pl.col("words")
     frame = (
         pl.DataFrame({"words": lines})
-        .select(words.str.extract_all(r"\S+"))
+        .select(words.str.extract_all(r"[^ \t]+"))
         .with_row_index("line", offset=1)
         .filter(words.list.len() > 0)
     )
@@ -221,6 +225,8 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
         hint += "; perhaps a quote is not closed" if "\n" in got else ""
         return DataError(f"{where}, line {line}: expected {expected!r}, got {got[:80]!r}{hint}")
 
+    if data[:1] in (b"x", b"(", b"\x1f"):  # Polars would take some such text for compressed data
+        data = codecs.BOM_UTF8 + data
     try:
         frame = pl.read_csv(
             data,
@@ -282,7 +288,7 @@ def _read_parquet(where: str, data: bytes, columns: Columns) -> pl.DataFrame:
         columns = _chosen_columns(where, columns, list(pl.read_parquet_schema(io.BytesIO(data))))
         frame = pl.read_parquet(io.BytesIO(data), columns=sorted(_named(columns)))
         result = _interactions(columns, frame.get_column)
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(f"{where}: not a readable Parquet file ({_summary(error)})") from None
     bad = _incomplete(result).arg_true()
     if len(bad):
@@ -335,7 +341,7 @@ def _check_values(
     if len(missing) > 1:
         return
     name = getattr(columns, missing[0])
-    value = column(name)[row]
+    value = column(name).gather([row]).to_list()[0]
     if value is None or isinstance(value, str) and not value.strip():
         raise DataError(f"{place}: {name} is empty")
     if missing[0] == "time":
@@ -357,14 +363,16 @@ def _as_id(column: pl.Series) -> pl.Series:
 
 def _as_number(time: pl.Series) -> pl.Series:
     """Numbers, or dates as numbers of one unit, null where there is neither."""
+    if time.dtype in (pl.Categorical, pl.Enum):
+        time = time.cast(pl.String)
     if time.dtype == pl.String:
         text = time.str.strip_chars()
         # Whole numbers as such: a float would merge neighbouring nanoseconds, and those that are too
         # long for an int64.
-        whole = text.cast(pl.Int64, strict=False)
+        whole = text.str.replace(r"^([+-]?\d+)\.0*$", "${1}").cast(pl.Int64, strict=False)
         if whole.null_count() == text.null_count():
             return whole
-        too_long = whole.is_null() & text.str.contains(r"^[+-]?\d+$")
+        too_long = text.str.contains(r"^[+-]?\d+$") & (whole.is_null() | (whole.abs() > 2**53))
         numbers = _finite(text.cast(pl.Float64, strict=False)).set(too_long, None)
         if numbers.null_count() == text.null_count():
             return numbers

@@ -151,6 +151,23 @@ def test_a_full_disk_under_the_output_is_one_line() -> None:
     )
 
 
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_stream_that_is_closed_gets_nothing(stream: int) -> None:
+    program = (
+        "import sys; from arec.cli import run_program\n"
+        "run_program('arec.train', lambda: [print(name, file=getattr(sys, f'std{name}')) for name in ('out', 'err')])"
+    )
+    closed = ["sh", "-c", f'"$0" -c "$1" {stream}>&-', sys.executable, program]
+    done = subprocess.run(closed, check=True, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (("", "err\n") if stream == 1 else ("out\n", ""))
+
+
+def test_an_error_is_one_line_whatever_names_are_in_it(capsys) -> None:
+    with pytest.raises(SystemExit):
+        run_program("arec.train", failing(RunError("a\nb: no such\r\nfile")))
+    assert capsys.readouterr().err == "python -m arec.train: error: a b: no such file\n"
+
+
 def test_faults_of_the_program_keep_their_traceback() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         run_program("arec.train", failing(RuntimeError("shapes cannot be multiplied")))

@@ -55,9 +55,10 @@ def test_files_that_are_no_settings(tmp_path) -> None:
     with pytest.raises(ConfigError, match="nowhere.toml: No such file.*recipes: "):
         Config.read_settings(tmp_path / "nowhere.toml")
     broken = tmp_path / "broken.toml"
-    broken.write_text("epochs = ")
-    with pytest.raises(ConfigError, match="broken.toml: not valid TOML"):
-        Config.read_settings(broken)
+    for text in ("epochs = ", f"epochs = {'9' * 5000}", "a = " + "[" * 100_000):
+        broken.write_text(text)
+        with pytest.raises(ConfigError, match="broken.toml: not valid TOML"):
+            Config.read_settings(broken)
 
 
 @pytest.mark.parametrize(

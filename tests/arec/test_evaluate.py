@@ -34,12 +34,24 @@ def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, refuse
 def test_unreadable_candidates_are_one_clear_error(log_file, tmp_path) -> None:
     split = checkpoint.load_data(train.Config(dataset=str(log_file)))
     path = tmp_path / "candidates.npz"
+
+    def keep(rows: np.ndarray, protocols: tuple[str, ...] = SAMPLED_PROTOCOLS) -> None:
+        np.savez(path, **dict.fromkeys(protocols, rows))
+
+    def write_npy(path) -> None:
+        with open(path, "wb") as file:
+            np.save(file, np.ones((90, 100), np.int32))
+
     for spoil in (
         lambda: path.write_bytes(b"PK"),
-        lambda: np.savez(path, **dict.fromkeys(SAMPLED_PROTOCOLS, np.ones((3, 100)))),
-        lambda: np.savez(path, **dict.fromkeys(SAMPLED_PROTOCOLS, np.full((90, 100), 21))),
-        lambda: np.savez(path, **dict.fromkeys(SAMPLED_PROTOCOLS, np.array(1))),
-        lambda: np.savez(path, **dict.fromkeys(SAMPLED_PROTOCOLS[:1], np.ones((90, 100)))),
+        lambda: keep(np.ones((3, 100), np.int32)),
+        lambda: keep(np.full((90, 100), 21, np.int32)),
+        lambda: keep(np.full((90, 100), -1, np.int32)),
+        lambda: keep(np.ones((90, 100), bool)),
+        lambda: keep(np.full((90, 100), "1")),
+        lambda: keep(np.array(1, np.int32)),
+        lambda: keep(np.ones((90, 100), np.int32), SAMPLED_PROTOCOLS[:1]),
+        lambda: write_npy(path),
     ):
         spoil()
         with pytest.raises(RunError, match="candidates.npz: not readable candidates"):
@@ -160,6 +172,27 @@ def test_a_checkpoint_of_other_settings_is_one_clear_error(
             capsys.readouterr()
             error = refused(arguments[0], *arguments[1:])
             assert "does not fit the settings of config.toml" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("objective", lambda weights: {key: value * torch.nan for key, value in weights.items()}),
+        ("records", lambda records: [{"epoch": 1}]), ("best_epoch", lambda best: 9),
+        ("step", lambda step: -1), ("step", lambda step: 10**9),
+    ],
+)  # fmt: skip
+def test_a_state_of_broken_numbers_overwrites_nothing(
+    log_file, tmp_path, monkeypatch, refused, name, broken
+) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    (folder / "metrics.json").unlink()
+    state = torch.load(folder / "last.pt")
+    torch.save(state | {name: broken(state[name])}, folder / "last.pt")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "last.pt: does not fit the settings" in refused(train, "--resume", folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_candidates_that_are_gone_are_drawn_again_alike(log_file, tmp_path, monkeypatch) -> None:

@@ -278,6 +278,49 @@ def test_blanks_around_names_of_columns(tmp_path):
     assert read(path).rows() == [("u", "a", 1)]
 
 
+def test_lines_of_a_sequence_text_end_in_any_way_and_only_blanks_part_ids(tmp_path):
+    path = tmp_path / "log.txt"
+    for end in ("\n", "\r\n", "\r"):
+        path.write_bytes(end.join(["u1 a\u00a0b\tc", "", "u2 d", ""]).encode())
+        assert read(path, Columns()).rows() == [("u1", "a\u00a0b"), ("u1", "c"), ("u2", "d")]
+
+
+@pytest.mark.parametrize("start", ["x^", "\x1f\x8b", "x\x01", "(\xb5/\xfd"])
+def test_text_that_begins_as_compressed_data_do(tmp_path, start: str) -> None:
+    path = tmp_path / "ratings.dat"
+    path.write_bytes(f"{start}::a::5::1\n".encode())
+    assert read(path, Columns()).rows() == [(start, "a", 1)]
+
+
+def test_whole_times_too_long_for_a_float_are_not_merged(tmp_path) -> None:
+    path, long = tmp_path / "log.csv", 1_600_000_000_000_000_000
+    path.write_text(f"user,item,timestamp\nu,b,{long + 2}.0\nu,a,{long + 1}\n")
+    assert read(path, Columns())["time"].to_list() == [long + 2, long + 1]
+    path.write_text(f"user,item,timestamp\nu,b,{long + 2}\nu,a,1.5\n")
+    with pytest.raises(DataError, match=f"line 2: expected a number or an ISO 8601 date .*, got '{long + 2}'"):
+        read(path, Columns())
+
+
+def test_categories_of_parquet_are_text(tmp_path) -> None:
+    path = tmp_path / "log.parquet"
+    days = pl.Series(["2020-02-01", "2020-01-31"], dtype=pl.Categorical)
+    pl.DataFrame({"user": ["u", "u"], "item": ["a", "b"], "timestamp": days}).write_parquet(path)
+    later, earlier = read(path, Columns())["time"]
+    assert later - earlier == 24 * 3600 * 10**6
+
+
+def test_archives_that_python_cannot_unpack(tmp_path) -> None:
+    path = tmp_path / "ml-1m.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("ml-1m/ratings.dat", "1::5::5::1\n")
+    whole = path.read_bytes()
+    for at, byte, message in ((6, 1, "is encrypted"), (8, 99, "compression method is not supported")):
+        central = whole.rindex(b"PK\x01\x02") + at + 2
+        path.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 : central] + bytes([byte]) + whole[central + 1 :])
+        with pytest.raises(DataError, match=f"cannot be unpacked .*{message}"):
+            read(path, Columns())
+
+
 def test_commas_in_ids_of_a_sequence_text(tmp_path):
     path = tmp_path / "log.txt"
     path.write_text("u,1 a b\nu,2 a\n")
