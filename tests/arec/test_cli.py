@@ -14,6 +14,7 @@ import torch
 from arec import train
 from arec.cli import Parser, add_settings, given_settings, run_program
 from arec.config import RECIPES, Config
+from arec.errors import RunError
 
 OPTIONAL = [name for name, field in Config.model_fields.items() if field.default is None]
 
