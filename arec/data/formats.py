@@ -162,9 +162,10 @@ def _contents(path: Path) -> tuple[bytes, str]:
 
 def _read_sequences(where: str, data: bytes) -> pl.DataFrame:
     try:
-        lines = re.split("\r\n?|\n", data.decode("utf-8-sig"))
+        text = data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise DataError(f"{where}: {_NOT_UTF_8}") from None
+    lines = text.split("\n")
     if _looks_like_columns(lines):
         raise DataError(
             f"{where}: expected 'user item item …' on each line, as in every .txt, found columns; "
