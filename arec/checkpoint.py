@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from arec import parallel
-from arec.config import PLACES, Config, user_path
-from arec.data import absolute, load
+from arec.config import PLACES, Config
+from arec.data import absolute, load, user_path
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.device import pick_device

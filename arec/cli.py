@@ -48,7 +48,12 @@ class Parser(argparse.ArgumentParser):
         unknown = re.search(r"^unrecognized arguments: (--[\w-]+)", message)
         options = (option for action in self._actions for option in action.option_strings)
         hint = did_you_mean(unknown[1] if unknown else "", options, " (see --help)")
-        self.exit(2, f"{self.prog}: error: {message}{hint}\n")
+        self.exit(2, _error_line(self.prog, message + hint))
+
+
+def _error_line(program: str, message: str) -> str:
+    """One, even where names have several."""
+    return f"{program}: error: {' '.join(message.splitlines())}\n"
 
 
 def add_settings(parser: argparse.ArgumentParser, *, listed: bool = True) -> None:
@@ -87,8 +92,7 @@ def run_program(program: str, main: Callable[[], None]) -> None:
     """Call ``main``; what a person can mend becomes one line on standard error and exit code 2."""
 
     def fail(message: str) -> NoReturn:
-        line = " ".join(message.splitlines())  # names may have several
-        print(f"python -m {program}: error: {line}", file=sys.stderr)
+        sys.stderr.write(_error_line(f"python -m {program}", message))
         sys.exit(2)
 
     for stream in ("stdout", "stderr"):

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from arec.data import NAMES
+from arec.data import NAMES, user_path
 from arec.errors import ConfigError, did_you_mean
 from arec_kernels.arguments import MOST
 
@@ -37,11 +37,6 @@ _ADAPTIVE = ("adaptiverec",)  # of these, those with SimThres
 
 # Of a tensor: its number of bytes, a product of such sizes, has to stay countable.
 _Size = Annotated[int, Field(ge=1, lt=2**31)]
-
-
-def user_path(path: str | Path) -> Path:
-    """The path that a person means, in which a shell may have left ~ for the home folder."""
-    return Path(os.path.expanduser(path))
 
 
 def _expanded(value: Any) -> Any:
@@ -354,9 +349,9 @@ class Config(BaseModel):
                 raise ConfigError(f"{path}: {name}: expected {kind}, got {value!r}")
         dataset, data_dir = settings.get("dataset"), settings.get("data_dir")
         if isinstance(dataset, str) and dataset not in NAMES:
-            settings["dataset"] = str(path.parent / os.path.expanduser(dataset))
+            settings["dataset"] = str(path.parent / user_path(dataset))
         if isinstance(data_dir, str):
-            settings["data_dir"] = str(path.parent / os.path.expanduser(data_dir))
+            settings["data_dir"] = str(path.parent / user_path(data_dir))
         return settings
 
     def to_toml(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+
 import torch
 
 from arec import parallel
@@ -29,6 +31,11 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise RunError(f"device: {name!r} cannot be used here: {reason}") from None
     return device
+
+
+def random_numbers_kept(device: torch.device) -> AbstractContextManager[None]:
+    """PyTorch's random numbers, on a CPU and the device, go on after it as if it had drawn none."""
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def pick_precision(name: str, device: torch.device) -> str:

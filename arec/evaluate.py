@@ -24,7 +24,7 @@ import polars as pl
 from arec import parallel
 from arec.checkpoint import RUN_FILES, load_run, sampled_candidates, write_text
 from arec.cli import Parser, run_program
-from arec.config import user_path
+from arec.data import user_path
 from arec.data.split import LeaveOneOut
 from arec.errors import RunError
 from arec.ranking import CUTOFFS, evaluate_ranks, rank_shared

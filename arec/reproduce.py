@@ -23,7 +23,8 @@ from arec.checkpoint import (
     write_text,
 )
 from arec.cli import Parser, add_settings, given_settings, run_program
-from arec.config import Config, user_path
+from arec.config import Config
+from arec.data import user_path
 from arec.figures import FIGURES
 from arec.report import png
 from arec.runs import read_run

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from arec.checkpoint import LOG, METRICS, read_config
-from arec.config import PLACES, Config, user_path
+from arec.config import PLACES, Config
+from arec.data import user_path
 from arec.errors import RunError
 
 

@@ -37,8 +37,9 @@ from arec.checkpoint import (
     write_text,
 )
 from arec.cli import Parser, add_settings, given_settings, run_program
-from arec.config import RECIPE_NAMES, Config, user_path
-from arec.device import pick_device
+from arec.config import RECIPE_NAMES, Config
+from arec.data import user_path
+from arec.device import pick_device, random_numbers_kept
 from arec.errors import ConfigError, RunError
 from arec.results import final_metrics, format_results
 from arec.runs import read_metrics
@@ -125,8 +126,7 @@ def train(config: Config, folder: str | Path) -> dict[str, Any]:
         return parallel.from_main(lambda: read_metrics(folder))
     with _alone_in(folder):
         device = pick_device(config.device)  # says what is wrong with it, before minutes of reading
-        # The random numbers of the calling program go on after it as if there had been no training.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with random_numbers_kept(device):
             return _train(config, folder)
 
 

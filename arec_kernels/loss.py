@@ -70,9 +70,9 @@ def adaptive_info_nce(
             cosine, before the temperature: no pair is above `math.inf`, all are above -2 (those of
             equal rows may round above 1). A constant is safe only while few pairs are above it: where
             rows come to be alike, all pairs are positives, nothing repels, and the loss falls to 0
-            (`row_similarity_quantile` moves with the rows). A cosine equal to the threshold is a negative; they are
-            compared in float32 (float64 for float64 `z`). It gets a gradient only with
-            `threshold_grad`.
+            (`row_similarity_quantile` moves with the rows). A cosine equal to the threshold is a
+            negative; they are compared in float32 (float64 for float64 `z`). It gets a gradient only
+            with `threshold_grad`.
         temperature: a Python number from 1e-20 to 1e20; the logits are cosine / temperature (the
             paper has none). No gradient goes to it.
         groups: (2B,) or (B,) integers. Rows of one group >= 0 (say, with the same target item, or

@@ -52,6 +52,11 @@ _SOURCES = {
 NAMES = ("builtin", *_SOURCES)
 
 
+def user_path(path: str | Path) -> Path:
+    """The path that a person means, in which a shell may have left ~ for the home folder."""
+    return Path(os.path.expanduser(path))
+
+
 def load(
     dataset: str,
     *,
@@ -114,7 +119,7 @@ def absolute(dataset: str, data_dir: Path | None) -> tuple[str, Path | None]:
 
 def _folder_at_hand(data_dir: Path | None) -> Path | None:
     from_environment = os.environ.get("AREC_DATA_DIR")
-    return data_dir or (Path(from_environment).expanduser() if from_environment else None)
+    return data_dir or (user_path(from_environment) if from_environment else None)
 
 
 def _locate(dataset: str, source: _Source, data_dir: Path | None) -> Path:

@@ -15,6 +15,7 @@ from arec import parallel
 from arec.augment import two_views
 from arec.config import Config
 from arec.data.batches import Batch
+from arec.device import random_numbers_kept
 from arec.models import Encoder
 from arec.objectives.base import Objective
 from arec.objectives.bert4rec import masked_states
@@ -102,7 +103,7 @@ class ContrastiveObjective(Objective):
             training: with dropout.
         """
         mode = self.training
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        with random_numbers_kept(self.device):
             torch.manual_seed(self.config.seed)
             self.train(training)
             try:

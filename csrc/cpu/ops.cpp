@@ -369,7 +369,7 @@ Tensor uniformity(const Tensor& x) {
     Input<T> input(x, false, std::nullopt);
     const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
     Forward<T> p{};
-    T* k;
+    T* k;  // of no effect without options, but read
     input.memory.want(p.sum_exp, padded_n);
     input.memory.want(k, padded_n);
     input.allocate();

@@ -24,8 +24,9 @@ inline int64_t block_rows(int64_t n) {
 // Threads that are worth waking up to compare n rows with each other.
 inline int64_t workers_for(int64_t n, int64_t dim) {
   constexpr double share = 1 << 20;  // multiply-adds, which are over before another thread has woken up
-  const double shares = 0.5 * double(n) * double(n) * double(dim) / share;
-  return std::min(round_up(n, kTile) / kTile, int64_t(std::clamp<double>(shares, 1, 1 << 16)));
+  const double shares = 0.5 * double(n) * double(n) * double(dim) / share,
+               tiles = double(round_up(n, kTile) / kTile);
+  return int64_t(std::clamp(shares, 1.0, tiles));
 }
 
 // Threads of torch's pool, each calling f(worker, workers). Throws what the first of them throws.
