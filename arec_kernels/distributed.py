@@ -1,8 +1,8 @@
 """The same loss over a process group: a process has its rows here, their candidates are everybody's.
 
-Rows, thresholds and groups are gathered in the forward pass, and the gradients that come from above in
-the backward pass: numbers a row, so that every process has what it takes to compute the whole gradient
-of its own rows, and nothing has to be summed between processes. In a training step, with `model` in
+Rows, thresholds and groups are gathered before the forward pass, the rows' statistics after it, and the
+gradients that come from above before the backward pass: numbers a row, so that every process has what it
+takes to compute the whole gradient of its own rows, and nothing has to be summed between processes. In a training step, with `model` in
 DistributedDataParallel and B sequences in each process::
 
     z = model(torch.cat([first, second]))  # (2B, D), rows of this process
@@ -22,9 +22,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from arec_kernels import loss
 from arec_kernels.arguments import check_reduction, check_views, group_rows, threshold_rows
+from arec_kernels.loss import AdaptiveInfoNCE, info_nce_of_rows
 from arec_kernels.reference import InfoNCEStats, reduce
+from arec_kernels.registration import Local
 
 Group = dist.ProcessGroup | None
 _Way = Callable[[Tensor, Group], Tensor]
@@ -58,8 +59,9 @@ def adaptive_info_nce(
     As if the rows of all were one batch, of which each process gets the loss of its own. The gradient is
     that of the sum of what the processes make of their losses: with `reduction="mean"` under
     DistributedDataParallel, which averages gradients, a step is that of one process with all rows.
-    Every process computes all similarities, W^2 times those of its own rows with W processes, in
-    O(W N D) memory; all of them run forward and backward.
+    Every process computes the similarities of its own rows with those of all W processes, in O(W N D)
+    memory; all of them run forward and backward. (All similarities, W times as many, with the backends
+    "reference" and "cuda", and in the forward pass with `histogram_bins`.)
 
     Args:
         z: as there; with the same shape and type in every process, which is not checked (a data loader
@@ -79,14 +81,17 @@ def adaptive_info_nce(
         RuntimeError: as there; a second derivative with the backend "reference" too.
     """
     check_reduction(reduction)
+    options = AdaptiveInfoNCE(reduction="none", **options).options()
     _check(z, process_group)
     threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
-    result = loss.adaptive_info_nce(
+    first = dist.get_rank(process_group) * len(z) // 2
+    local = Local(first, first + len(z) // 2, lambda rows: _gathered(_own(rows, process_group), process_group))
+    result = info_nce_of_rows(
         _Exchange.apply(z, process_group, _gathered, _own),
         _Exchange.apply(threshold, process_group, _gathered, _own),
-        groups=None if groups is None else _gathered(groups, process_group),
-        reduction="none",
-        **options,
+        None if groups is None else _gathered(groups, process_group),
+        *options.values(),
+        local,
     )
     losses, stats = result if isinstance(result, tuple) else (result, None)
     own = reduce(_Exchange.apply(losses, process_group, _own, _gathered), reduction)

@@ -10,7 +10,7 @@ from arec_kernels import reference
 from arec_kernels.arguments import check_options, check_views, group_rows, threshold_rows
 from arec_kernels.backends import check_backend, choose_backend
 from arec_kernels.reference import InfoNCEStats
-from arec_kernels.registration import info_nce
+from arec_kernels.registration import Local, info_nce
 
 
 @overload
@@ -123,7 +123,28 @@ def adaptive_info_nce(
     check_views(z)
     check_options(temperature, positives, partner_weight, denominator, weighting, threshold_grad,
                   histogram_bins, reduction)
-    threshold, groups = threshold_rows(threshold, z), group_rows(groups, z)
+    return info_nce_of_rows(
+        z, threshold_rows(threshold, z), group_rows(groups, z), temperature, positives, partner_weight,
+        denominator, weighting, threshold_grad, histogram_bins, reduction, backend,
+    )
+
+
+def info_nce_of_rows(
+    z: Tensor,  # (N, D)
+    threshold: Tensor,  # (N,)
+    groups: Tensor | None,  # (N,)
+    temperature: float,
+    positives: bool,
+    partner_weight: float,
+    denominator: str,
+    weighting: str,
+    threshold_grad: float | None,
+    histogram_bins: int | None,
+    reduction: str,
+    backend: str | None,
+    local: Local | None = None,
+) -> Tensor | tuple[Tensor, InfoNCEStats]:
+    """`adaptive_info_nce` of checked arguments; with `local`, only what is of these rows is right."""
     backend = choose_backend(backend, z)
     if backend == "reference":
         return reference.adaptive_info_nce(
@@ -136,12 +157,12 @@ def adaptive_info_nce(
     loss, num_positives, histogram = info_nce(
         z, threshold, groups, backend,
         (temperature, positives, partner_weight, denominator, weighting, reduction),
-        threshold_grad or 0.0, histogram_bins or 0,
+        threshold_grad or 0.0, histogram_bins or 0, local,
     )
     return loss if histogram_bins is None else (loss, InfoNCEStats(num_positives, histogram))
 
 
-_OPTIONS = (
+_OPTIONS = (  # in the order of info_nce_of_rows
     "temperature", "positives", "partner_weight", "denominator", "weighting", "threshold_grad",
     "histogram_bins", "reduction", "backend",
 )  # fmt: skip
@@ -187,10 +208,10 @@ class AdaptiveInfoNCE(nn.Module):
         threshold: Tensor | float,  # (N,), (B,) or a scalar
         groups: Tensor | None = None,  # (N,) or (B,)
     ) -> Tensor | tuple[Tensor, InfoNCEStats]:
-        return adaptive_info_nce(z, threshold, groups=groups, **self._options())
+        return adaptive_info_nce(z, threshold, groups=groups, **self.options())
 
     def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        return ", ".join(f"{name}={value!r}" for name, value in self.options().items())
 
-    def _options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _OPTIONS}

@@ -17,6 +17,9 @@ Shapes and types (N = 2B rows; "float" is float32, or float64 for float64 `z`):
     grad_loss             of loss's shape, float, may be expanded (stride 0)
     grad_z                (N, D)  z's type
     grad_threshold        (N,)    float; (0,) where threshold_grad is 0
+
+Of each view's rows those from `local_begin` to before `local_end` are wanted (all: 0 and B; part of them: with
+the reduction "none"). What is returned for others may be anything, and so may the histogram.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +43,8 @@ EXTENSIONS = {"cpp": "_C", "cuda": "_C_cuda"}  # the compiled ones
 SCHEMAS = {
     "forward": (
         "(Tensor z, Tensor threshold, Tensor? groups, float temperature, bool positives, "
-        "float partner_weight, str denominator, str weighting, str reduction, int histogram_bins) -> "
+        "float partner_weight, str denominator, str weighting, str reduction, int histogram_bins, "
+        "SymInt local_begin, SymInt local_end) -> "
         "(Tensor loss, Tensor log_denominator, Tensor num_positives, "
         "Tensor positives_similarity, Tensor histogram)"
     ),
@@ -47,7 +52,7 @@ SCHEMAS = {
         "(Tensor grad_loss, Tensor z, Tensor threshold, Tensor? groups, Tensor log_denominator, "
         "Tensor num_positives, Tensor positives_similarity, float temperature, bool positives, "
         "float partner_weight, str denominator, str weighting, str reduction, "
-        "float threshold_grad) -> "
+        "float threshold_grad, SymInt local_begin, SymInt local_end) -> "
         "(Tensor grad_z, Tensor grad_threshold)"
     ),
     "histogram": "(Tensor z, Tensor? groups, int bins) -> Tensor",
@@ -57,7 +62,7 @@ SCHEMAS = {
 
 
 def _fake_forward(z, threshold, groups, temperature, positives, partner_weight, denominator,
-                  weighting, reduction, histogram_bins):
+                  weighting, reduction, histogram_bins, local_begin, local_end):
     def row():
         return threshold.new_empty(z.shape[0])
 
@@ -70,7 +75,7 @@ def _fake_forward(z, threshold, groups, temperature, positives, partner_weight, 
 
 def _fake_backward(grad_loss, z, threshold, groups, log_denominator, num_positives,
                    positives_similarity, temperature, positives, partner_weight, denominator,
-                   weighting, reduction, threshold_grad):
+                   weighting, reduction, threshold_grad, local_begin, local_end):
     return z.new_empty(z.shape), threshold.new_empty(z.shape[0] if threshold_grad else 0)
 
 
@@ -156,6 +161,7 @@ def info_nce(
     options: tuple,  # temperature, positives, partner_weight, denominator, weighting, reduction
     threshold_grad: float,
     histogram_bins: int,
+    local: Local | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The reduced loss, m_i and the histogram; differentiable once, in z and threshold."""
     # In these z may want a derivative that `requires_grad` does not tell of: it would be lost.
@@ -168,11 +174,25 @@ def info_nce(
             "of forward mode"
         )
     if torch.is_grad_enabled() and (z.requires_grad or threshold.requires_grad):
-        return InfoNCE.apply(z, threshold, groups, backend, options, threshold_grad, histogram_bins)
+        return InfoNCE.apply(
+            z, threshold, groups, backend, options, threshold_grad, histogram_bins, local
+        )
     loss, _, num_positives, _, histogram = OPS["forward"][backend](
-        z, threshold, groups, *options, histogram_bins
+        z, threshold, groups, *options, histogram_bins, *_local_range(z, None if histogram_bins else local)
     )
     return loss, num_positives, histogram
+
+
+class Local(NamedTuple):
+    """Of each view, the rows [begin, end), where `gather` has those of others from elsewhere."""
+
+    begin: int
+    end: int
+    gather: Callable[[Tensor], Tensor]  # (N, ...) right for these rows -> (N, ...) right for all
+
+
+def _local_range(z: Tensor, local: Local | None) -> tuple[int, int]:
+    return (0, z.shape[0] // 2) if local is None else local[:2]
 
 
 class InfoNCE(torch.autograd.Function):
@@ -183,14 +203,15 @@ class InfoNCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, z, threshold, groups, backend, options, threshold_grad, histogram_bins):
-        loss, log_denominator, num_positives, positives_similarity, histogram = (
-            OPS["forward"][backend](z, threshold, groups, *options, histogram_bins)
+    def forward(ctx, z, threshold, groups, backend, options, threshold_grad, histogram_bins, local):
+        loss, *statistics, histogram = OPS["forward"][backend](
+            z, threshold, groups, *options, histogram_bins, *_local_range(z, None if histogram_bins else local)
         )
-        ctx.save_for_backward(
-            z, threshold, groups, log_denominator, num_positives, positives_similarity
-        )
-        ctx.constants = backend, options, threshold_grad
+        if local is not None:
+            statistics = [local.gather(rows) for rows in statistics]
+        num_positives = statistics[1]
+        ctx.save_for_backward(z, threshold, groups, *statistics)
+        ctx.constants = backend, options, threshold_grad, _local_range(z, local)
         ctx.mark_non_differentiable(num_positives, histogram)
         ctx.set_materialize_grads(False)
         return loss, num_positives, histogram
@@ -198,15 +219,17 @@ class InfoNCE(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_loss, *_):
         if grad_loss is None:
-            return (None,) * 7
-        backend, options, threshold_grad = ctx.constants
+            return (None,) * 8
+        backend, options, threshold_grad, local_range = ctx.constants
         if not ctx.needs_input_grad[1]:
             threshold_grad = 0.0
         # Grad mode is on here only under create_graph=True.
         op = OPS["backward"][backend]
         backward = partial(InfoNCEBackward.apply, op) if torch.is_grad_enabled() else op
-        grad_z, grad_threshold = backward(grad_loss, *ctx.saved_tensors, *options, threshold_grad)
-        return grad_z, grad_threshold if threshold_grad else None, None, None, None, None, None
+        grad_z, grad_threshold = backward(
+            grad_loss, *ctx.saved_tensors, *options, threshold_grad, *local_range
+        )
+        return grad_z, grad_threshold if threshold_grad else None, *(None,) * 6
 
 
 class InfoNCEBackward(torch.autograd.Function):

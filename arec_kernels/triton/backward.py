@@ -28,6 +28,7 @@ from arec_kernels.triton.normalize_backward import normalize_backward, through_u
 from arec_kernels.triton.tile import (
     LEFT_OUT,
     LOG2_E,
+    block_of_program,
     candidate_tile,
     load_block,
     load_groups,
@@ -58,6 +59,10 @@ def backward_kernel(
     scale,  # log2(e) / temperature
     partner_weight,
     rest_weight,
+    local_block,  # this and the next two: see block_of_program
+    local_end,
+    skipped,
+    LOCAL: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -73,7 +78,7 @@ def backward_kernel(
     WHOLE_ROWS: tl.constexpr,
     DROPPED_BITS: tl.constexpr,
 ):
-    first_row = tl.program_id(0) * ROWS
+    first_row = block_of_program(local_block, local_end, skipped, LOCAL) * ROWS
     first_d = tl.program_id(1) * BLOCK_D
     rows = first_row + tl.arange(0, ROWS)
     row_groups = load_groups(groups_ptr, rows, n, -1) if GROUPED else rows
@@ -231,6 +236,8 @@ def backward(
     weighting: str,
     reduction: str,
     threshold_grad: float,
+    local_begin: int,
+    local_end: int,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of z, (N, D) in its type, and of the threshold, (N,): the op `triton_backward`.
 
@@ -243,6 +250,7 @@ def backward(
     options = Options(temperature, positives, partner_weight, weighting)
     z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)
+    blocks, local = how.local_blocks(n, local_begin, local_end)
     whole_rows = how.block_d == how.width
     grad_z = torch.empty(n, d, dtype=z.dtype, device=z.device)
     grad_threshold = torch.empty(
@@ -256,11 +264,12 @@ def backward(
             z, how, grad_loss, threshold.contiguous(), log_denominator, num_positives, options
         )
         launch(
-            backward_kernel, (how.row_blocks(), how.width // how.block_d),
+            backward_kernel, (blocks, how.width // how.block_d),
             z, unit, coefficients, None if groups is None else groups.contiguous(), grad,
             grad_loss, num_positives, positives_similarity, grad_threshold,
             n, d, how.rows, z.stride(0), grad_loss.stride(0), threshold_grad,
-            *options.arguments(),
+            *options.arguments(), *local,
+            LOCAL=any(local),
             BLOCK_D=how.block_d,
             GROUPED=groups is not None,
             NEGATIVES=denominator == "negatives",

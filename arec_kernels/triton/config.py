@@ -175,6 +175,16 @@ class Plan:
     def row_blocks(self) -> int:
         return self.rows // self.tile.rows
 
+    def local_blocks(self, n: int, begin: int, end: int) -> tuple[int, tuple[int, int, int]]:
+        """How many blocks have rows [begin, end) of either view, and the arguments of `block_of_program`."""
+        if end - begin == n // 2:
+            return self.row_blocks(), (0, 0, 0)
+        first, first_end = begin // self.tile.rows, triton.cdiv(end, self.tile.rows)
+        second = max((n // 2 + begin) // self.tile.rows, first_end)
+        second_end = triton.cdiv(n // 2 + end, self.tile.rows)
+        blocks = first_end - first + second_end - second
+        return blocks, (first, first_end, second - first_end)
+
 
 def plan(z: Tensor) -> Plan:
     """The plan for `z` (N, D)."""

@@ -26,6 +26,7 @@ from arec_kernels.triton.tile import (
     INFINITY,
     LEFT_OUT,
     at_least_lowest,
+    block_of_program,
     candidate_tile,
     count_bins,
     is_nan,
@@ -53,6 +54,10 @@ def forward_kernel(
     scale,  # log2(e) / temperature
     partner_weight,
     rest_weight,
+    local_block,  # this and the next two: see block_of_program
+    local_end,
+    skipped,
+    LOCAL: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_K: tl.constexpr,
     ROWS: tl.constexpr,
@@ -65,7 +70,7 @@ def forward_kernel(
     OWN_SHIFT: tl.constexpr,
     BLOCK_BINS: tl.constexpr,
 ):
-    first_row = tl.program_id(0) * ROWS
+    first_row = block_of_program(local_block, local_end, skipped, LOCAL) * ROWS
     rows = first_row + tl.arange(0, ROWS)
     inside = rows < n
     given_threshold = tl.load(threshold_ptr + rows, mask=inside, other=INFINITY)
@@ -168,6 +173,8 @@ def forward(
     weighting: str,
     reduction: str,
     histogram_bins: int,
+    local_begin: int,
+    local_end: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Reduced loss; log D, m, sum of s over M+, each (N,); and the histogram: the op `triton_forward`.
 
@@ -177,6 +184,7 @@ def forward(
     options = Options(temperature, positives, partner_weight, weighting)
     z = z.contiguous()  # the order of a row's sum follows its strides
     how = plan(z)
+    blocks, local = how.local_blocks(n, local_begin, local_end)
     loss, positives_similarity = (
         torch.empty(n, dtype=torch.float32, device=z.device) for _ in range(2)
     )
@@ -190,11 +198,12 @@ def forward(
     with device_of(z):
         unit, partner_similarity = normalize(z, how)
         launch(
-            forward_kernel, (how.row_blocks(), 1),
+            forward_kernel, (blocks, 1),
             unit, partner_similarity, threshold.contiguous(),
             None if groups is None else groups.contiguous(),
             loss, log_denominator, num_positives, positives_similarity, counts, n, histogram_bins,
-            *options.arguments(),
+            *options.arguments(), *local,
+            LOCAL=any(local),
             GROUPED=groups is not None,
             NEGATIVES=denominator == "negatives",
             BLOCK_BINS=triton.next_power_of_2(histogram_bins) if counted_here else 0,

@@ -20,6 +20,21 @@ LOWEST = tl.constexpr(-1e29)  # of thresholds
 
 
 @triton.jit
+def block_of_program(
+    local_block,  # the first one with local rows of the first view
+    local_end,  # behind the last one
+    skipped,  # blocks from there to the first one of the second view
+    LOCAL: tl.constexpr,
+):
+    """Which block of rows this program owns: all have one, or those of local rows only."""
+    block = tl.program_id(0)
+    if LOCAL:
+        block += local_block
+        block += tl.where(block < local_end, 0, skipped)
+    return block
+
+
+@triton.jit
 def load_block(
     unit_ptr,  # (N_PADDED, WIDTH), normalised rows, contiguous
     first_row,

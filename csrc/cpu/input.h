@@ -153,6 +153,7 @@ struct Input {
     rows.dim = dim;
     rows.padded_n = round_up(n, kTile);
     rows.partner = partners ? n / 2 : 0;
+    rows.local = {0, partners ? n / 2 : n};
     static_cast<Layout&>(rows) = kernels->layout(dim);
     memory.want(rows.rows, rows.padded_n * rows.row_lanes);
     memory.want(rows.panels, rows.padded_n * rows.panel_lanes);
@@ -163,6 +164,13 @@ struct Input {
   void allocate() {
     memory.allocate();
     if (group_ids) number_groups(*group_ids);
+  }
+
+  void only(Rows local) {
+    STD_TORCH_CHECK(0 <= local.begin && local.begin < local.end && local.end <= rows.partner,
+                    "local_begin, local_end: expected a range of the ", rows.partner, " rows of a view, got ",
+                    local.begin, " and ", local.end);
+    rows.local = local;
   }
 
   void normalise(Rows range) const { kernels->normalise(rows, range); }

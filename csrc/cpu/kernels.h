@@ -46,6 +46,7 @@ struct Embeddings : Layout {
   int64_t n, dim;
   int64_t padded_n;     // n up to whole tiles
   int64_t partner;      // rows i and i + partner are two views; 0 if rows have no partners
+  Rows local;           // of each view, the rows that something is wanted of; sums of others may be partial
   T* rows;              // left operand of z z^T
   T* panels;            // right operand of z z^T
   double* inverse_norm; // (padded_n): 1 / |z|, 0 where |z| < kZeroNorm

@@ -103,9 +103,12 @@ class Histogram {
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward_rows(
     const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups, const Loss& loss,
-    const Reduction& reduction, int64_t bins) {
+    const Reduction& reduction, int64_t bins, Rows local) {
   Input<T> input(z, true, groups);
+  input.only(local);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
+  STD_TORCH_CHECK(reduction.none || 2 * (local.end - local.begin) == n,
+                  "reduction: expected none where some rows only are local");
   const RowValues<T> thresholds("threshold", threshold, n);
   T *k, *shift = nullptr;
   Forward<T> p{};
@@ -195,8 +198,9 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
                                          const std::optional<Tensor>& groups,
                                          const Tensor& log_denominator, const Tensor& num_positives,
                                          const Tensor& positives_similarity, const Loss& loss,
-                                         const Reduction& reduction, double width) {
+                                         const Reduction& reduction, double width, Rows local) {
   Input<T> input(z, true, groups);
+  input.only(local);
   const int64_t n = input.rows.n, padded_n = input.rows.padded_n;
   Backward<T> p{};
   const RowValues<T> upstream = reduction.none ? RowValues<T>("grad_loss", grad_loss, n)
@@ -316,11 +320,13 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups,
     double temperature, bool positives, double partner_weight, const std::string& denominator,
-    const std::string& weighting, const std::string& reduction, int64_t histogram_bins) {
+    const std::string& weighting, const std::string& reduction, int64_t histogram_bins,
+    int64_t local_begin, int64_t local_end) {
   const Loss loss(temperature, positives, partner_weight, denominator, weighting);
   const Reduction how(reduction);
   return with_type(z, [&](auto type) {
-    return forward_rows<decltype(type)>(z, threshold, groups, loss, how, histogram_bins);
+    return forward_rows<decltype(type)>(z, threshold, groups, loss, how, histogram_bins,
+                                           {local_begin, local_end});
   });
 }
 
@@ -329,12 +335,14 @@ std::tuple<Tensor, Tensor> backward(
     const std::optional<Tensor>& groups, const Tensor& log_denominator,
     const Tensor& num_positives, const Tensor& positives_similarity, double temperature,
     bool positives, double partner_weight, const std::string& denominator,
-    const std::string& weighting, const std::string& reduction, double threshold_grad) {
+    const std::string& weighting, const std::string& reduction, double threshold_grad,
+    int64_t local_begin, int64_t local_end) {
   const Loss loss(temperature, positives, partner_weight, denominator, weighting);
   const Reduction how(reduction);
   return with_type(z, [&](auto type) {
     return backward_rows<decltype(type)>(grad_loss, z, threshold, groups, log_denominator,
-                                         num_positives, positives_similarity, loss, how, threshold_grad);
+                                         num_positives, positives_similarity, loss, how, threshold_grad,
+                                         {local_begin, local_end});
   });
 }
 

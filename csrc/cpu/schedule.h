@@ -57,22 +57,34 @@ void parallel(int64_t most, F f) {
 // Where a round has too few pairs for the threads, a block is cut into pieces, prepared and finished
 // one by one, and a pair of blocks into pairs of pieces (i, j), diagonal after diagonal. As when one
 // thread goes over the whole pair, rows first, (i, j) follows (i, j - 1) and (i - 1, j): the same sums.
+//
+// Where some rows only are local, pairs without any of them are passed over in their turn, as is what other
+// pairs have without them, and each owner has a part of the local rows in all their pairs.
 class RoundRobin {
  public:
   struct Task {
-    enum { kPrepare, kPair, kNothing, kEnd } kind;
+    enum { kPrepare, kPair, kPassed, kNothing, kEnd } kind;
     int64_t one = 0, other = 0;            // pieces
     int64_t one_turn = 0, other_turn = 0;  // pairs that each must have behind it
   };
 
-  RoundRobin(int64_t n, int64_t owners)
+  // Local rows of each view, of which the second begins at row `partner`; 0: there is one view.
+  RoundRobin(int64_t n, int64_t partner, Rows local, int64_t owners)
       : padded_n_(round_up(n, kTile)),
         size_(block_rows(n)),
         blocks_((n + size_ - 1) / size_),
         slots_(blocks_ / 2 + 1),
-        cut_(blocks_ / 2 < 2 * owners ? size_ / kTile : 1),
+        all_(local.begin == 0 && local.end == (partner ? partner : n)),
         owners_(owners),
-        windows_(owners, {slots_, 0}) {
+        windows_(owners, all_ ? Window{slots_, 0} : Window{0, slots_}) {
+    for (int64_t view : {0, 1})
+      local_[view] = {(local.begin + view * partner) / kTile * kTile, round_up(local.end + view * partner, kTile)};
+    if (!all_) {
+      const int64_t blocks = round_up(2 * (local.end - local.begin), size_) / size_;
+      while (blocks * cut_ < 2 * owners && cut_ < size_ / kTile) cut_ *= 2;
+      return;
+    }
+    if (blocks_ / 2 < 2 * owners) cut_ = size_ / kTile;
     for (int64_t round = 0; round < 4; ++round)  // all others have the owners of one of these
       for (int64_t slot = 0; slot <= last(round); ++slot)
         for (int64_t i = 0; i < cut_; ++i) {
@@ -82,6 +94,17 @@ class RoundRobin {
   }
 
   int64_t pieces() const { return blocks_ * cut_; }
+  bool local(Rows rows) const { return all_ || owner_of_local(rows) >= 0; }
+  // f(R, C) for the parts of two pieces that have the pairs of local rows; rows first.
+  template <class F>
+  void for_each_part(Rows rows, Rows columns, F f) const {
+    for_each_part(rows, [&](Rows some_rows) {
+      for_each_part(columns, [&](Rows some_columns) {
+        const bool above = rows.begin < columns.begin || some_rows.begin <= some_columns.begin;
+        if (above && (local(some_rows) || local(some_columns))) f(some_rows, some_columns);
+      });
+    });
+  }
   Rows rows(int64_t piece) const {  // none, where the last block is short
     const int64_t step = size_ / cut_;
     return {std::min(piece * step, padded_n_), std::min((piece + 1) * step, padded_n_)};
@@ -104,7 +127,9 @@ class RoundRobin {
     const int64_t i = digit(cut_), slot = window.begin + digit(window.end - window.begin),
                   j = digit(2 * cut_ - 1) - i, round = at;
     if (round >= blocks_) return {Task::kEnd};
-    if (slot > last(round) || j < 0 || j >= cut_ || owner_of(round, slot, i) != owner) return {Task::kNothing};
+    if (slot > last(round) || j < 0 || j >= cut_) return {Task::kNothing};
+    const int64_t owner_of_pair = owner_of(round, slot, i);
+    if (all_ && owner_of_pair != owner) return {Task::kNothing};
     const int64_t x = place(round, slot);
     // Half of the round. Modulo an odd number of blocks that is a product with slots_: twice slots_ is
     // blocks_ + 1, which is 1.
@@ -112,7 +137,13 @@ class RoundRobin {
     const auto on_ring = [&](int64_t block) { return block < blocks_ ? block : block - blocks_; };
     const auto [first, second] = std::minmax({on_ring(centre - x + blocks_), on_ring(centre + odd(round) + x)});
     if (first == second && i > j) return {Task::kNothing};
-    return {Task::kPair, first * cut_ + i, second * cut_ + j, round * cut_ + j, round * cut_ + i};
+    Task task = {Task::kPair, first * cut_ + i, second * cut_ + j, round * cut_ + j, round * cut_ + i};
+    if (!all_) {
+      const int64_t local = std::max(owner_of_local(rows(task.one)), owner_of_local(rows(task.other)));
+      if ((local < 0 ? owner_of_pair : local) != owner) return {Task::kNothing};
+      if (local < 0) task.kind = Task::kPassed;
+    }
+    return task;
   }
 
  private:
@@ -129,15 +160,36 @@ class RoundRobin {
     const int64_t pairs = (last(round) + 1) * cut_, pair = place(round, slot) * cut_ + i;
     return (2 * pair + round / 2 % 2) * owners_ / (2 * pairs);
   }
+  // -1: nobody's, since none of the rows is local.
+  int64_t owner_of_local(Rows rows) const {
+    for (const Rows& view : local_)
+      if (rows.begin < view.end && view.begin < rows.end)
+        return (std::max(rows.begin, view.begin) - view.begin) * owners_ / (view.end - view.begin);
+    return -1;
+  }
+  // f for what of the rows is local, and what is not, in order.
+  template <class F>
+  void for_each_part(Rows rows, F f) const {
+    for (const Rows& view : local_)
+      for (int64_t edge : {view.begin, view.end})
+        if (rows.begin < edge && edge < rows.end) {
+          f(Rows{rows.begin, edge});
+          rows.begin = edge;
+        }
+    f(rows);
+  }
 
-  int64_t padded_n_, size_, blocks_, slots_, cut_, owners_;
+  int64_t padded_n_, size_, blocks_, slots_;
+  bool all_;
+  int64_t cut_ = 1, owners_;
+  Rows local_[2];  // of each view, whole tiles
   std::vector<Window> windows_;
 };
 
 // Runs, for blocks I <= J of the rows of z, or for pieces of them,
 //   prepare(I)          once a block, before anything needs it,
-//   pair(I, J, worker)  once a pair; it may write to the rows of both blocks,
-//   finish(I)           once a block, after the last pair with it.
+//   pair(I, J, worker)  once a pair, one of which is local; it may write to the rows of both blocks,
+//   finish(I)           once a local block, after the last pair with it.
 // A worker goes through its own tasks; each waits until both of its blocks have their earlier pairs
 // behind them: no barrier between rounds, no atomics on sums, no copy a thread. Tasks whose owner has
 // no thread yet, or is late, are anybody's. Nobody holds a task while it waits, so the first one that
@@ -151,14 +203,14 @@ void for_each_block_pair(const Embeddings<T>& z, Prepare prepare, Pair pair, Fin
   };
   constexpr int kPatience = 1000;  // waits before it does anybody's tasks, or else gives way to other threads
   const int64_t owners = std::min<int64_t>(torch::stable::get_num_threads(), workers_for(z.n, z.dim));
-  const RoundRobin tasks(z.n, owners);
+  const RoundRobin tasks(z.n, z.partner, z.local, owners);
   std::atomic<int64_t> arrived{0};
   std::atomic<bool> failed{false};
   std::vector<Counter> next(owners);          // where in its list each owner is
   std::vector<Counter> turn(tasks.pieces());  // pairs that a piece has behind it; -1: not prepared
   for (auto& pairs : turn) pairs.value.store(-1, std::memory_order_relaxed);
   const auto advance = [&](int64_t piece, int64_t pairs) {
-    if (pairs == tasks.pieces()) finish(tasks.rows(piece));
+    if (pairs == tasks.pieces() && tasks.local(tasks.rows(piece))) finish(tasks.rows(piece));
     turn[piece].value.store(pairs, std::memory_order_release);
   };
   const auto ready = [&](int64_t piece, int64_t pairs) {
@@ -178,7 +230,9 @@ void for_each_block_pair(const Embeddings<T>& z, Prepare prepare, Pair pair, Fin
       if (!runs) return over ? kOver : kWaits;
       try {
         if (task.kind == Task::kPrepare) prepare(tasks.rows(task.one));
-        else pair(tasks.rows(task.one), tasks.rows(task.other), worker);
+        else if (task.kind == Task::kPair)
+          tasks.for_each_part(tasks.rows(task.one), tasks.rows(task.other),
+                              [&](Rows rows, Rows columns) { pair(rows, columns, worker); });
         advance(task.one, task.one_turn + 1);
         if (task.other != task.one) advance(task.other, task.other_turn + 1);
       } catch (...) {

@@ -184,7 +184,7 @@ struct Input {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups, double temperature,
     bool positives, double partner_weight, const std::string& denominator, const std::string& weighting,
-    const std::string& reduction, int64_t histogram_bins) {
+    const std::string& reduction, int64_t histogram_bins, int64_t /* local_begin */, int64_t /* local_end */) {
   const Loss loss(temperature, positives, partner_weight, denominator, weighting);
   const Reduction how(reduction);
   const Input input(z, true, groups);
@@ -221,7 +221,8 @@ std::tuple<Tensor, Tensor> backward(
     const Tensor& grad_loss, const Tensor& z, const Tensor& threshold, const std::optional<Tensor>& groups,
     const Tensor& log_denominator, const Tensor& num_positives, const Tensor& positives_similarity,
     double temperature, bool positives, double partner_weight, const std::string& denominator,
-    const std::string& weighting, const std::string& reduction, double threshold_grad) {
+    const std::string& weighting, const std::string& reduction, double threshold_grad,
+    int64_t /* local_begin */, int64_t /* local_end */) {
   const Reduction how(reduction);
   Loss loss(temperature, positives, partner_weight, denominator, weighting);
   loss.own_shift = temperature < kSharedShiftBackward;

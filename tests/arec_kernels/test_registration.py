@@ -38,10 +38,10 @@ def test_opcheck(compiled, device, dtype, permuted, grouped) -> None:
         ("none", one.expand(20), 5, 0.1), ("mean", one, 0, 0.0), ("sum", one, 5, 0.1),
     ]:
         options = (*OPTIONS, reduction)
-        torch.library.opcheck(op["forward"], (z, k, groups, *options, bins))
-        _, log_d, m, s, _ = op["forward"](z, k, groups, *options, bins)
+        torch.library.opcheck(op["forward"], (z, k, groups, *options, bins, 0, 10))
+        _, log_d, m, s, _ = op["forward"](z, k, groups, *options, bins, 0, 10)
         torch.library.opcheck(
-            op["backward"], (upstream, z, k, groups, log_d, m, s, *options, width)
+            op["backward"], (upstream, z, k, groups, log_d, m, s, *options, width, 0, 10)
         )
     torch.library.opcheck(op["histogram"], (z, groups, 5))
     torch.library.opcheck(op["quantile"], (z, 0.4, groups))
@@ -55,12 +55,33 @@ def test_ops_refuse_other_reductions_and_gradients(compiled, device) -> None:
     k = clear_thresholds(z)
     forward, backward = (OPS[name][compiled] for name in ("forward", "backward"))
     with pytest.raises(RuntimeError, match="reduction: expected mean, sum or none, got max"):
-        forward(z, k, None, *OPTIONS, "max", 0)
-    _, *statistics, _ = forward(z, k, None, *OPTIONS, "none", 0)
+        forward(z, k, None, *OPTIONS, "max", 0, 0, 3)
+    _, *statistics, _ = forward(z, k, None, *OPTIONS, "none", 0, 0, 3)
     for reduction, shape in [("mean", (6,)), ("sum", (1,)), ("none", ()), ("none", (5,))]:
         upstream = torch.ones(shape, device=device)
         with pytest.raises(RuntimeError, match="grad_loss: expected one value"):
-            backward(upstream, z, k, None, *statistics, *OPTIONS, reduction, 0.0)
+            backward(upstream, z, k, None, *statistics, *OPTIONS, reduction, 0.0, 0, 3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.02])
+@pytest.mark.parametrize("n", [6, 140, 5000])
+def test_local_rows_are_those_of_all(compiled, device, n, temperature) -> None:
+    if n > 140 and (compiled != "cpp" or temperature < 1):
+        pytest.skip("of several blocks only where blocks are cut by it")
+    z = make_rows(n, 5, device=device)
+    k, groups = clear_thresholds(z), make_groups(n, device)
+    upstream = torch.rand(n, device=device)
+    forward, backward = (OPS[name][compiled] for name in ("forward", "backward"))
+    options = (temperature, True, 0.7, "negatives", "label", "none")
+    *rows, _ = forward(z, k, groups, *options, 0, 0, n // 2)
+    _, *statistics = rows
+    gradients = backward(upstream, z, k, groups, *statistics, *options, 0.1, 0, n // 2)
+    for begin, end in [(0, 1), (n // 5, n // 3), (n // 8, n // 2 - 1), (n // 2 - 1, n // 2)]:
+        local = torch.arange(n, device=device).view(2, -1)[:, begin:end].flatten()
+        *some, _ = forward(z, k, groups, *options, 0, begin, end)
+        some += backward(upstream, z, k, groups, *statistics, *options, 0.1, begin, end)
+        for values, expected in zip(some, (*rows, *gradients), strict=True):
+            assert torch.equal(values[local], expected[local])
 
 
 def differentiate(loss, z, k):

@@ -57,13 +57,15 @@ def offline(capability: int, operands: str) -> Iterator[OfflineDriver]:
 def loss_and_gradient(
     z: torch.Tensor, tile: config.Tile, temperature: float = 1.0, grouped: bool = False,
     weighting: str = "label", threshold_grad: float = 0.0, bins: int = 0,
+    local: tuple[int, int] | None = None,
 ) -> None:
     k = torch.zeros(len(z))
     groups = torch.zeros(len(z), dtype=torch.int64) if grouped else None
     options = (temperature, True, 0.5, "negatives", weighting, "mean")
+    local = local or (0, len(z) // 2)
     with config.forced_tile(tile):
-        loss, log_d, m, s, _ = kernels.forward(z, k, groups, *options, bins)
-        kernels.backward(loss, z, k, groups, log_d, m, s, *options, threshold_grad)
+        loss, log_d, m, s, _ = kernels.forward(z, k, groups, *options, bins, *local)
+        kernels.backward(loss, z, k, groups, log_d, m, s, *options, threshold_grad, *local)
 
 
 def compiled(call: Callable, capability: int, operands: str, width: int, n: int, **options):
@@ -98,6 +100,14 @@ def test_table(capability: int, operands: str, width: int) -> None:
 def test_tiles_for_few_rows(capability: int, operands: str) -> None:
     assert config.table_tile(capability, operands, 64, FEW).rows == config.MIN_ROWS
     resources = compiled(loss_and_gradient, capability, operands, 64, FEW)
+    for name in ("forward_kernel", "backward_kernel"):
+        assert resources[name]["STACK"] == resources[name]["LOCAL"] == 0, "registers spill"
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("operands", ["fp32", "bf16"])
+def test_rows_of_one_process(capability: int, operands: str) -> None:
+    resources = compiled(loss_and_gradient, capability, operands, 64, MANY, local=(16, 24))
     for name in ("forward_kernel", "backward_kernel"):
         assert resources[name]["STACK"] == resources[name]["LOCAL"] == 0, "registers spill"
 

@@ -135,7 +135,7 @@ def test_many_additions_lose_no_more_than_one(temperature: float, cosine: float)
     threshold = torch.full((n,), -1.0, device=DEVICE)
     with config.forced_tile(config.Tile(128, 16, 16, 4, 1)):
         _, log_denominator, _, positives, _ = torch.ops.arec_kernels.triton_forward(
-            z, threshold, None, temperature, True, 0.5, "all", "label", "none", 0
+            z, threshold, None, temperature, True, 0.5, "all", "label", "none", 0, 0, n // 2
         )
         s = similarities(z).double()
     candidate = reference.candidates(z, None)
