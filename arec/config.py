@@ -216,9 +216,10 @@ class Config(BaseModel):
     regulariser: Literal["paper", "released"] = Field(
         "paper",
         description="paper: λ·‖k − k̄‖²/2B with the previous epoch's quantile k̄, inside λ_cl; "
-        "released: 0.1·‖k − s̄‖ with the mean of its batches' quantiles, outside",
+        "released: λ·‖k − s̄‖ with the mean s̄ of its batches' quantiles, outside; with simthres epoch: "
+        "whether the threshold is k̄ or s̄",
     )
-    lambda_reg: float = Field(0.1, ge=0, description="weight λ of the paper's regulariser (Eq. 9)")
+    lambda_reg: float = Field(0.1, ge=0, description="weight λ of the regulariser (Eq. 9)")
     regularise_encoder: bool = Field(
         True, description="the regulariser's gradient goes on into the encoder, as released"
     )
@@ -275,8 +276,7 @@ class Config(BaseModel):
     @property
     def threshold_stays(self) -> bool:
         """Whether SimThres is learnable, but no gradient reaches it."""
-        regularised = self.regulariser == "released" or self.lambda_reg > 0
-        return self.learns_simthres and not regularised and self.threshold_grad is None
+        return self.learns_simthres and not self.lambda_reg and self.threshold_grad is None
 
     @property
     def unused(self) -> list[str]:
@@ -383,11 +383,10 @@ _USED: dict[str, Callable[[Config], bool]] = {
         ("partner_weight", "weighting"), lambda config: config.has_simthres and config.positives
     ),
     **dict.fromkeys(
-        ("threshold_network", "threshold_grad", "regularise_encoder"),
-        lambda config: config.learns_simthres,
+        ("threshold_network", "threshold_grad", "lambda_reg"), lambda config: config.learns_simthres
     ),
     "regulariser": lambda config: config.has_simthres and config.simthres != "row",
-    "lambda_reg": lambda config: config.learns_simthres and config.regulariser == "paper",
+    "regularise_encoder": lambda config: config.learns_simthres and config.lambda_reg > 0,
 }
 
 

@@ -200,17 +200,15 @@ def simthres(runs: Sequence[Run]) -> Figure:
     return figure
 
 
-def _unregularised(run: Run) -> bool:
-    return run.config.regulariser == "paper" and run.config.lambda_reg == 0
-
-
 def _collapse_runs(runs: Sequence[Run]) -> list[Run]:
     learning = [run for run in _logging("k_mean")(runs) if run.config.simthres == "learnable"]
     groups = _sweeps(learning, "lambda_reg", "threshold_grad", "regulariser")
     return [
         run
         for group in groups
-        if any(_unregularised(each) and each.config.threshold_grad is not None for each in group)
+        if any(
+            each.config.lambda_reg == 0 and each.config.threshold_grad is not None for each in group
+        )
         for run in group
     ]
 
@@ -223,7 +221,7 @@ def collapse(runs: Sequence[Run]) -> Figure:
         "SimThres k, mean over rows (cosine similarity)",
     )
     for i, run in enumerate(runs):
-        style, what = ("--", "without") if _unregularised(run) else ("-", "with")
+        style, what = ("--", "without") if run.config.lambda_reg == 0 else ("-", "with")
         h = run.config.threshold_grad
         gradient = "no gradient to k" if h is None else f"gradient to k, h = {h}"
         label = f"{run.name} ({what}; {gradient})"
@@ -324,8 +322,7 @@ _WITH_DUOREC = [
     for method in ("duorec", "adaptiverec")
     for views in ("us_x", "su", "un")
 ]
-# The paper's, whatever a recipe has: with the released denominator a mask would change nothing, and the
-# released regulariser has a weight of its own.
+# The paper's, whatever a recipe has: with the released denominator a mask would change nothing.
 _MASK_ONLY = {
     **_ADAPTIVEREC, "positives": False, "denominator": "negatives", "regulariser": "paper"
 }  # fmt: skip

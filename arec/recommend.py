@@ -88,9 +88,9 @@ def _best(
         scores = objective.score(inputs.to(device), torch.from_numpy(seen).to(device))
         best = top_items(scores, top, history.to(device))
         best_scores = scores.gather(1, best)
-        for user, items, values in zip(batch, best.cpu(), best_scores.cpu()):
+        for user, items, values in zip(batch, best.cpu().numpy(), best_scores.cpu().numpy()):
             kept = items > 0
-            yield int(user), items[kept].numpy(), values[kept].numpy()
+            yield int(user), items[kept], values[kept]
 
 
 @torch.no_grad()

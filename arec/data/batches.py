@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -38,12 +38,12 @@ class Batch:
         return self.lengths if self.anchors is None else self.anchors
 
     @property
-    def anchor_inputs(self) -> Tensor:  # (B, longest)
+    def anchor_inputs(self) -> Tensor:  # (B, L)
         """The items up to the anchors, padded on the right with item 0."""
         if self.anchors is None:
             return self.inputs
-        steps = torch.arange(int(self.anchors.max()), device=self.inputs.device)
-        return self.inputs[:, : len(steps)] * (steps < self.anchors[:, None])
+        steps = torch.arange(self.inputs.shape[1], device=self.inputs.device)
+        return self.inputs * (steps < self.anchors[:, None])
 
     @property
     def anchor_targets(self) -> Tensor:  # (B,)
@@ -60,12 +60,14 @@ class Batch:
 
     def take(self, rows: slice) -> Batch:
         """Some of its rows, to train on: without planted intents, by which whole batches are measured."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: x[rows] for name, x in tensors.items()} | {"intents": None})
+        return replace(self._each(lambda x: x[rows]), intents=None)
 
     def to(self, device: torch.device) -> Batch:
+        return self._each(lambda x: x.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
+        return replace(self, **{name: change(x) for name, x in tensors.items()})
 
 
 class TrainingBatches:

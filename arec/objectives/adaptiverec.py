@@ -13,9 +13,6 @@ from arec.models import Encoder, FlattenedThresholdNetwork, ThresholdNetwork
 from arec.objectives.contrastive import BINS, ContrastiveObjective
 from arec_kernels import adaptive_info_nce, row_similarity_quantile
 
-# The released program's weight of its regulariser, which stands outside λ_cl.
-_RELEASED_WEIGHT = 0.1
-
 
 class AdaptiveRec(ContrastiveObjective):
     """Eq. 5-9: ``L_basic + λ_cl (L_learn + λ L_reg)``.
@@ -27,8 +24,8 @@ class AdaptiveRec(ContrastiveObjective):
       L_reg draws it towards k̄, the ``quantile`` of all candidate similarities of the previous
       epoch, so it is absent in the first. With ``regulariser="paper"``, ``L_reg = ‖k − k̄‖²/(2B)``,
       so that λ weighs it against L_learn's mean over 2B rows as the paper's λ does against the sum;
-      with "released" it is ``0.1·‖k − s̄‖₂`` outside λ_cl, s̄ the mean over the previous epoch's
-      batches of their own quantiles.
+      with "released" it is ``‖k − s̄‖₂``, and λ L_reg stands outside λ_cl; s̄ is the mean over the
+      previous epoch's batches of their own quantiles.
     - "row": the ``quantile`` of each row's own candidate similarities (Sec. 3.2.1).
     - "epoch": the k̄ or s̄ of the previous epoch, for all rows; in the first epoch nothing is above.
     """
@@ -86,7 +83,6 @@ class AdaptiveRec(ContrastiveObjective):
         weighted = config.lambda_cl * learn
         logged = {
             "L_cl": learn,
-            "N": k.new_tensor(float(len(z))),
             # A statistical threshold may be infinite; the range is that of a learnable one.
             "k_mean": k.clamp(-1.05, 1.05).mean(),
             "k_std": k.clamp(-1.05, 1.05).std(correction=0),
@@ -98,12 +94,10 @@ class AdaptiveRec(ContrastiveObjective):
             # NaN in the first epoch, when there is nothing to draw k to: no deviation, no gradient.
             deviation = (regularised - self.reference).nan_to_num(nan=0.0)
             if config.regulariser == "paper":
-                penalty = deviation.square().sum() / len(z)
-                weight = config.lambda_cl * config.lambda_reg
+                penalty, weight = deviation.square().sum() / len(z), config.lambda_cl
             else:
-                penalty = torch.linalg.vector_norm(deviation)
-                weight = _RELEASED_WEIGHT
-            weighted = weighted + weight * penalty
+                penalty, weight = torch.linalg.vector_norm(deviation), 1.0
+            weighted = weighted + weight * config.lambda_reg * penalty
             logged["L_reg"] = penalty
         return weighted, logged
 

@@ -55,4 +55,6 @@ def masked_states(
     last_only = torch.rand(len(items), 1, device=device) < config.last_mask_rate
     masked = (items > 0) & torch.where(last_only, last, masked)
     hidden = encoder(items.masked_fill(masked, encoder.mask_token), lengths)
-    return hidden[masked], items[masked]
+    places = masked.flatten().nonzero().squeeze(1)  # as in next_item_loss
+    states, targets = (x.flatten(0, 1).index_select(0, places) for x in (hidden, items))
+    return states, targets

@@ -22,6 +22,7 @@ from arec.objectives.bert4rec import masked_states
 from arec.objectives.sasrec import next_item_loss
 from arec.objectives.softmax import item_loss
 from arec_kernels import adaptive_info_nce, similarity_histogram
+from arec_kernels.reference import candidates
 
 # Resolution 1/1000 in cosine units: far finer than the spread of SimThres.
 BINS = 2000
@@ -172,9 +173,7 @@ def dot_nt_xent(
     """NT-Xent on dot products in plain PyTorch, O(N²) memory: the op knows cosines only."""
     rows = torch.arange(len(z), device=z.device)
     partner = rows.roll(len(z) // 2)
-    excluded = rows[:, None] == rows
-    if groups is not None:
-        both = groups.repeat(2)
-        excluded |= (both[:, None] == both) & (partner[:, None] != rows)
-    logits = (z @ z.T / temperature).masked_fill(excluded, -math.inf)
+    kept = candidates(z, None if groups is None else groups.repeat(2))
+    kept[rows, partner] = True
+    logits = (z @ z.T / temperature).masked_fill(~kept, -math.inf)
     return F.cross_entropy(logits, partner)

@@ -407,12 +407,6 @@ def test_many_runs_look_different_and_are_named_whole() -> None:
     assert len(markers) == 20
 
 
-def test_the_released_regulariser_is_one() -> None:
-    free = {"lambda_reg": 0.0, "threshold_grad": 0.05}
-    runs = [make("a"), make("b", regulariser="released", **free)]
-    assert figures.FIGURES["collapse.png"].select(runs) == []
-
-
 def test_colours_reach_to_the_last_epoch_of_all_runs() -> None:
     runs = [make("a"), make("b", quantile=0.5)]
     runs[0].log.pop()

@@ -121,13 +121,13 @@ def test_the_mask_alone_is_eq_8_and_counts_what_it_masks(adaptive, batch) -> Non
 
 
 def test_released_regulariser_stands_outside_lambda_cl(build, adaptive, batch) -> None:
-    objective = adaptive(lambda_cl=0.3, regulariser="released", views="su")
+    objective = adaptive(lambda_cl=0.3, lambda_reg=0.2, regulariser="released", views="su")
     objective.reference.fill_(0.25)
     loss, _ = objective(batch)
     basic, _ = build(method="sasrec")(batch)
     (z,) = objective.view_pairs(batch)
     k = objective.thresholds(z)
-    expected = basic + 0.3 * reference.adaptive_info_nce(z, k) + 0.1 * (k - 0.25).norm()
+    expected = basic + 0.3 * reference.adaptive_info_nce(z, k) + 0.2 * (k - 0.25).norm()
     torch.testing.assert_close(loss, expected)
 
 
