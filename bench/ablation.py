@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from provenance import RESULTS, commit, machine
+from provenance import RESULTS, commit, keep, machine
 
 from arec.config import Config
 from arec.tables import markdown_table, mean_and_deviation, over_seeds
@@ -89,9 +89,9 @@ def main() -> None:
             for name, settings in VARIANTS.items()
         }
         record = {"machine": machine(), "commit": commit(), "seeds": len(seeds), "results": results}
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    record = json.loads(path.read_text())
-    path.with_suffix(".md").write_text(table(record["results"], record["seeds"]) + "\n")
+    else:
+        record = json.loads(path.read_text())
+    keep(path.stem, record, table(record["results"], record["seeds"]))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 
 import torch
-from provenance import RESULTS, card_name, commit, machine, processor
+from provenance import card_name, commit, keep, machine, processor
 
 from arec.tables import markdown_table
 from arec_kernels import adaptive_info_nce
@@ -69,7 +68,6 @@ def main() -> None:
         for (noise, temperature), found in cases.items()
     ]
     short = processor() if device == "cpu" else card_name(where)
-    path = RESULTS / f"accuracy-{short}.json"
     result = {
         "machine": where, "torch": torch.__version__, "commit": commit(),
         "N": N, "D": D, "seeds": SEEDS,
@@ -78,13 +76,12 @@ def main() -> None:
             for (noise, temperature), found in cases.items()
         ],
     }
-    path.write_text(json.dumps(result, indent=1) + "\n")
     note = (
         f"Largest relative error of {SEEDS} draws against float64, N = {N:,}, D = {D}, float32; "
         f"“reference” is eager PyTorch. {where}, torch {torch.__version__}, commit {result['commit']}."
     )
     lines = [*markdown_table(head, rows), "", note]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    keep(f"accuracy-{short}", result, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,36 @@
-"""On what machine, and at which commit, something was measured."""
+"""On what machine, and at which commit, something was measured, and where it is kept."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
+
+from arec.checkpoint import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+
+
+def keep(name: str, record: dict[str, Any], text: str | None = None) -> None:
+    """Into bench/results/: NAME.json, in which an item of a list is a line, and NAME.md with the text."""
+    write_text(RESULTS / f"{name}.json", _json(record) + "\n")
+    if text is not None:
+        write_text(RESULTS / f"{name}.md", text + "\n")
+
+
+def _json(value: Any, indent: str = "") -> str:
+    further = indent + " "
+    if isinstance(value, dict) and any(isinstance(item, (dict, list)) for item in value.values()):
+        items = [f"{further}{json.dumps(key)}: {_json(item, further)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return "[\n" + ",\n".join(further + json.dumps(item) for item in value) + f"\n{indent}]"
+    return json.dumps(value)
 
 
 def machine() -> str:

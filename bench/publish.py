@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from provenance import RESULTS, ROOT, commit, machine
+from provenance import RESULTS, ROOT, commit, keep, machine
 
 from arec.config import Config
 from arec.tables import SUMMARY, TABLES, markdown_table, published, summary, to_markdown
@@ -35,7 +35,7 @@ def publish(run: Path) -> None:
         record.pop("similarity_histogram", None)  # long; `arec.report` draws it
     del metrics["config"]["data_dir"]  # where the files lay says nothing of the run
     kept = {"machine": machine(), "published_at_commit": commit(), **metrics, "log": records}
-    (RESULTS / f"{run.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    keep(run.name, kept)
 
 
 def published_rows(dataset: str) -> list[dict]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from provenance import RESULTS, commit, machine
+from provenance import RESULTS, commit, keep, machine
 
 from arec.checkpoint import load_run
 from arec.data.batches import gather_windows
@@ -91,8 +91,7 @@ def main() -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     for run in parser.parse_args().runs:
         known[run.name] = measure(run)
-    path.write_text(json.dumps(known, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(known) + "\n")
+    keep(path.stem, known, table(known))
 
 
 if __name__ == "__main__":

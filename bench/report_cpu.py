@@ -17,11 +17,10 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from provenance import RESULTS, commit, machine, processor
+from provenance import RESULTS, commit, keep, machine, processor
 from rivals import RIVALS
 from timing import total_memory
 
-from arec.checkpoint import write_text
 from arec.tables import markdown_table
 
 BENCH = Path(__file__).parent
@@ -149,9 +148,7 @@ def main() -> None:
     image = f"![time over N](bench/results/{name}.png)"
     text = "\n\n".join([table(rows), explanation, image, source])
     plot(rows, RESULTS / f"{name}.png")
-    record = json.dumps({**about, "benchmarks": rows}, indent=1)
-    for kind, content in (("json", record), ("md", text)):
-        write_text(RESULTS / f"{name}.{kind}", content + "\n")
+    keep(name, {**about, "benchmarks": rows}, text)
 
 
 if __name__ == "__main__":

@@ -19,17 +19,16 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import pytest
 import report_gpu
 import torch
-from provenance import RESULTS, card_name, commit
-from rivals import TEMPERATURE, lean, lean_compiled
+from provenance import RESULTS, card_name, commit, keep
+from rivals import TEMPERATURE, lean, lean_compiled, metric_learning, ours_ntxent
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from arec.checkpoint import write_text
 from arec_kernels import adaptive_info_nce
 from arec_kernels.registration import IMPLEMENTED
 
@@ -55,18 +54,6 @@ def ours(backend: str) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda z, k: adaptive_info_nce(z, k, temperature=TEMPERATURE, backend=backend)
 
 
-def ours_ntxent(z: Tensor, k: Tensor) -> Tensor:
-    return adaptive_info_nce(
-        z, math.inf, temperature=TEMPERATURE, positives=False, backend="triton"
-    )
-
-
-def metric_learning(z: Tensor, k: Tensor) -> Tensor:
-    losses = pytest.importorskip("pytorch_metric_learning.losses")
-    labels = torch.arange(len(z) // 2, device=z.device).repeat(2)
-    return losses.NTXentLoss(temperature=TEMPERATURE)(z, labels)
-
-
 def inf_cl(z: Tensor, k: Tensor) -> Tensor:
     """N x N logits with each row's partner as its label; nothing leaves out self."""
     flash = pytest.importorskip("inf_cl")
@@ -80,16 +67,16 @@ def inf_cl(z: Tensor, k: Tensor) -> Tensor:
 LOSSES = {
     "ours, Triton": ours("triton"),
     "ours, Triton, CUDA graph": ours("triton"),
-    "ours, Triton, NT-Xent": ours_ntxent,
+    "ours, Triton, NT-Xent": partial(ours_ntxent, backend="triton"),
     "ours, CUDA C++": ours("cuda"),
     "ours, CUDA C++, CUDA graph": ours("cuda"),
-    "eager": lean,
-    "torch.compile": lean_compiled,
+    "eager, lean": lean,
+    "torch.compile, lean": lean_compiled,
     "pytorch-metric-learning, NT-Xent": metric_learning,
     "inf-cl, no mask": inf_cl,
 }
 # Those that store N x N matrices, two of float32 at the very least.
-QUADRATIC = ("eager", "torch.compile", "pytorch-metric-learning, NT-Xent")
+QUADRATIC = ("eager, lean", "torch.compile, lean", "pytorch-metric-learning, NT-Xent")
 # Those with formats of their own: inf-cl turns its input into float32 and multiplies in TF32; in the CUDA
 # C++ kernels float32 has one precision.
 ONLY_FORMATS = {"inf-cl": ("tf32",), "ours, CUDA C++": ("fp32", "bf16")}
@@ -169,7 +156,7 @@ def matrix_rate(dtype: torch.dtype, precision: str) -> float:
 
 @dataclass
 class Report:
-    path: Path
+    name: str
     collected: dict
 
     def add(self, record: dict) -> None:
@@ -179,7 +166,7 @@ class Report:
             r for r in self.collected["records"] if any(r[key] != record[key] for key in case)
         ]
         self.collected["records"] = [*records, record]
-        write_text(self.path, json.dumps(self.collected, indent=1) + "\n")
+        keep(self.name, self.collected)
 
 
 @pytest.fixture(scope="session")
@@ -203,7 +190,7 @@ def report() -> Iterator[Report]:
         earlier = json.loads(path.read_text())
         if earlier["commit"] == collected["commit"] != "unknown":
             collected["records"] = earlier["records"]
-    yield Report(path, collected)
+    yield Report(name, collected)
     if report_gpu.formats(collected):  # the session may have measured other widths only, or nothing
         report_gpu.write(path)
 
@@ -237,6 +224,8 @@ def test_forward_and_backward(report: Report, name: str, form: str, d: int, n: i
         ms = median_ms(steps)
     except torch.OutOfMemoryError:
         pytest.skip("does not fit into memory")
+    except ImportError as error:
+        pytest.skip(str(error))
     record = {"name": name, "format": form, "n": n, "d": d, "ms": ms, "extra_bytes": extra}
     if name.startswith("ours"):
         rates = report.collected

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from provenance import RESULTS, commit, machine
+from provenance import RESULTS, commit, keep, machine
 from repeats import measure
 
 from arec.config import Config
@@ -115,8 +115,7 @@ def main() -> None:
         "machine": machine(),
         "commit": commit(),
     }
-    path.write_text(json.dumps(known, indent=1) + "\n")
-    path.with_suffix(".md").write_text(table(known) + "\n")
+    keep(path.stem, known, table(known))
 
 
 if __name__ == "__main__":
