@@ -8,7 +8,7 @@ PROGRAMS = """\
 python -m arec.train       train a method on a data set, and rank
 python -m arec.evaluate    the test figures of a run again
 python -m arec.recommend   what users would choose next, as CSV
-python -m arec.report      the figures of the paper, from the logs of runs
+python -m arec.report      a table of runs, and the figures of the paper from their logs
 python -m arec.reproduce   its tables and figures, with all the runs they need
 each with --help
 """

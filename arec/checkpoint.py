@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Timer
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from arec import parallel
 from arec.config import PLACES, Config
-from arec.data import absolute, load, user_path
+from arec.data import absolute, load
 from arec.data.interactions import Sequences
 from arec.data.split import LeaveOneOut
 from arec.device import pick_device
 from arec.errors import DataNotFoundError, RunError
+from arec.files import user_path, write_atomically, write_bytes
 from arec.objectives import Objective, build_objective
 from arec.ranking import SAMPLED, SAMPLED_PROTOCOLS, draw_candidates
 
@@ -37,38 +36,6 @@ CANDIDATES = "candidates.npz"
 MESSAGES = "train.log"
 RUN_FILES = (CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES, MESSAGES)
 _LONG = 5.0  # seconds without a word
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file under a temporary name and move it into place when it is complete.
-
-    Raises:
-        RunError: the folder or the disk refuses.
-    """
-    # Not of `tempfile`, which gives every file the mode 0600, whatever the umask.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                write(file)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
-
-
-def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    write_atomically(path, lambda file: file.write(content))
-
-
-def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -24,8 +24,9 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from arec.data import NAMES, user_path
+from arec.data import NAMES
 from arec.errors import ConfigError, did_you_mean
+from arec.files import user_path
 from arec_kernels.arguments import MOST
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -22,12 +22,13 @@ import numpy as np
 import polars as pl
 
 from arec import parallel
-from arec.checkpoint import RUN_FILES, load_run, sampled_candidates, write_text
+from arec.checkpoint import RUN_FILES, load_run, sampled_candidates
 from arec.cli import Parser, run_program
-from arec.data import user_path
 from arec.data.split import LeaveOneOut
 from arec.errors import RunError
-from arec.ranking import CUTOFFS, evaluate_ranks, rank_shared
+from arec.files import user_path, write_text
+from arec.metrics import CUTOFFS
+from arec.ranking import evaluate_ranks, rank_shared
 from arec.results import final_metrics, format_results
 from arec.scoring import score_batches
 

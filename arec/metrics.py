@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+CUTOFFS = (5, 10, 20, 50)
 
 def metrics_from_ranks(
     ranks,  # (E,) int, 1 is the top
-    cutoffs: Sequence[int] = (5, 10),
+    cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, float]:
     """Means over users of NDCG@k = 1/log2(rank + 1), MRR@k = 1/rank, Recall@k = 1, each 0 when
     rank > k.
@@ -39,7 +40,7 @@ def metrics_from_lists(
     items: np.ndarray,  # (E, K) int, recommended items, best first; 0 is none
     targets: np.ndarray,  # (E,) int, what the users chose
     counts: np.ndarray,  # (num_items + 1,) int, how often each item occurs in the training part
-    cutoffs: Sequence[int],
+    cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, float]:
     """What is recommended, whether right or wrong.
 

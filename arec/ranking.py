@@ -16,14 +16,13 @@ import torch
 from arec import parallel
 from arec.data.batches import gather_windows
 from arec.data.split import LeaveOneOut, Stage
-from arec.metrics import metrics_from_lists, metrics_from_ranks
+from arec.metrics import CUTOFFS, metrics_from_lists, metrics_from_ranks
 
 # Users (B,), numbered as in `Sequences`, and their scores (B, num_items + 1).
 ScoreBatch = tuple[np.ndarray, torch.Tensor]
 # Sampled candidates of each ranked user by protocol, (E, 100) int32, filled up with 0.
 Candidates = Mapping[str, np.ndarray]
 
-CUTOFFS = (5, 10, 20, 50)
 SAMPLED = 100
 SAMPLED_PROTOCOLS = (f"popular-{SAMPLED}", f"random-{SAMPLED}")
 _TRIES = 2 * SAMPLED
@@ -244,7 +243,7 @@ def rank_shared(
         scores: the batches of `rank_targets` for the `eval_users` of a split.
     """
     own = parallel.share(len(split.eval_users))
-    part = split.ranking(split.eval_users[own])
+    part = split.for_users(split.eval_users[own])
     sampled = {name: rows[own] for name, rows in (candidates or {}).items()}
     ranks, lists = rank_targets(part, stage, scores(part), sampled, top)
     return parallel.concatenated(ranks), parallel.concatenated(lists)
@@ -255,7 +254,6 @@ def evaluate_scores(
     stage: Stage,
     scores: Callable[[LeaveOneOut], Iterable[ScoreBatch]],
     candidates: Candidates | None = None,
-    cutoffs: Sequence[int] = CUTOFFS,
     *,
     lists: bool = True,
 ) -> dict[str, dict[str, float]]:
@@ -266,8 +264,8 @@ def evaluate_scores(
         candidates: see `rank_targets`.
         lists: without them there are the metrics of ranks only, and less to do.
     """
-    top = max(cutoffs) if lists else 0
-    return evaluate_ranks(split, stage, *rank_shared(split, stage, scores, candidates, top), cutoffs)
+    top = max(CUTOFFS) if lists else 0
+    return evaluate_ranks(split, stage, *rank_shared(split, stage, scores, candidates, top))
 
 
 def evaluate_ranks(
@@ -275,14 +273,13 @@ def evaluate_ranks(
     stage: Stage,
     ranks: Mapping[str, np.ndarray],
     lists: Mapping[str, np.ndarray],
-    cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, dict[str, float]]:
     """`evaluate_scores` of the ranks and lists of `rank_shared`; lists of no items have no metrics."""
-    metrics = {protocol: metrics_from_ranks(r, cutoffs) for protocol, r in ranks.items()}
+    metrics = {protocol: metrics_from_ranks(r) for protocol, r in ranks.items()}
     if any(items.shape[1] for items in lists.values()):
         targets, counts = split.targets(stage), split.train_counts()
         for protocol, items in lists.items():
-            metrics[protocol] |= metrics_from_lists(items, targets, counts, cutoffs)
+            metrics[protocol] |= metrics_from_lists(items, targets, counts)
     return metrics
 
 

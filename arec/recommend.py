@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from arec import parallel
 from arec.checkpoint import load_run
 from arec.cli import Parser, run_program
-from arec.data import user_path
 from arec.data.batches import gather_windows
 from arec.data.interactions import Sequences
 from arec.errors import RunError
+from arec.files import user_path
 from arec.objectives import Objective
 from arec.ranking import top_items, users_at_once
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from arec.checkpoint import write_bytes
 from arec.cli import Parser, run_program
-from arec.data import user_path
 from arec.figures import FIGURES, Plot
+from arec.files import user_path, write_bytes
 from arec.runs import Run, alike, read_run
 from arec.tables import SUMMARY, markdown_table, summary, with_idle_simthres
 

@@ -19,13 +19,11 @@ from arec.checkpoint import (
     load_data,
     load_state,
     located,
-    write_bytes,
-    write_text,
 )
 from arec.cli import Parser, add_settings, given_settings, run_program
 from arec.config import Config
-from arec.data import user_path
 from arec.figures import FIGURES
+from arec.files import user_path, write_bytes, write_text
 from arec.report import png
 from arec.runs import read_run
 from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown, with_idle_simthres

@@ -8,7 +8,6 @@ from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection, simthres_spread
 from arec.objectives import Objective
 from arec.ranking import SAMPLED, Candidates, evaluate_scores, popularity_scores, upper_bound_scores
-from arec.scoring import evaluate_model
 from arec.tables import TABLE_METRICS
 from arec.trainer import training_batches
 
@@ -20,13 +19,13 @@ def final_metrics(
     objective: Objective,
     split: LeaveOneOut,
     candidates: Candidates,
-    test: dict[str, dict[str, float]] | None = None,
+    test: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """Test figures, those of the popularity baseline, and what planted data add.
 
     Args:
         candidates: of the test stage, see :func:`arec.ranking.draw_candidates`.
-        test: the figures of all users, where they are known.
+        test: the model's test figures.
 
     Returns:
         ``test``, ``popularity`` and, with planted truth, ``upper_bound``: each
@@ -36,7 +35,7 @@ def final_metrics(
         than 100 sampled ones: how many the user with the fewest has.
     """
     metrics: dict[str, Any] = {
-        "test": test or evaluate_model(objective, split, "test", candidates),
+        "test": test,
         "popularity": evaluate_scores(split, "test", popularity_scores, candidates),
     }
     if split.sequences.planted is not None:

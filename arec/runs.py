@@ -10,8 +10,8 @@ from typing import Any
 
 from arec.checkpoint import LOG, METRICS, read_config
 from arec.config import PLACES, Config
-from arec.data import user_path
 from arec.errors import RunError
+from arec.files import user_path
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,12 @@ from arec.checkpoint import (
     located,
     read_config,
     sampled_candidates,
-    write_json,
-    write_text,
 )
 from arec.cli import Parser, add_settings, given_settings, run_program
 from arec.config import RECIPE_NAMES, Config
-from arec.data import user_path
 from arec.device import pick_device, random_numbers_kept
 from arec.errors import ConfigError, RunError
+from arec.files import user_path, write_json, write_text
 from arec.results import final_metrics, format_results
 from arec.runs import read_metrics
 from arec.scoring import evaluate_model
@@ -265,6 +263,7 @@ def _fit_and_rank(trainer: Trainer) -> dict[str, Any]:
         valid = records[trainer.best_epoch - 1]["valid"]
     else:
         valid = evaluate_model(trainer.objective, split, "valid", lists=False)
+    test = evaluate_model(trainer.objective, split, "test", candidates)
     metrics = {
         "config": config.model_dump(mode="json"),
         "data": fingerprint(split.sequences),
@@ -277,7 +276,7 @@ def _fit_and_rank(trainer: Trainer) -> dict[str, Any]:
         "torch": torch.__version__,
         **above,
         "valid": valid,
-        **final_metrics(trainer.objective, split, candidates),
+        **final_metrics(trainer.objective, split, candidates, test),
     }
     parallel.from_main(lambda: write_json(folder / METRICS, metrics))
     log.info("best epoch %d of %d; run folder %s", trainer.best_epoch, len(records), folder)

@@ -24,7 +24,6 @@ from arec.checkpoint import (
     load_state,
     restore_model,
     save,
-    write_text,
 )
 from arec.config import Config
 from arec.data.batches import TrainingBatches
@@ -32,6 +31,7 @@ from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection
 from arec.device import pick_device, pick_precision
 from arec.errors import RunError
+from arec.files import write_text
 from arec.objectives import build_objective
 from arec.scoring import evaluate_model
 
@@ -88,7 +88,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, split.sequences.num_items).to(self.device)
         self.batches = training_batches(config, split, shares=processes)
-        self.valid_split = split.ranking_at_most(config.validation_users, config.seed)
+        self.valid_split = split.for_at_most(config.validation_users, config.seed)
         # Fused goes through the item table once a step, not once for each of its operations.
         self.optimizer = torch.optim.AdamW(
             self.objective.parameters(),

@@ -2,8 +2,8 @@
 
 Rows, thresholds and groups are gathered before the forward pass, the rows' statistics after it, and the
 gradients that come from above before the backward pass: numbers a row, so that every process has what it
-takes to compute the whole gradient of its own rows, and nothing has to be summed between processes. In a training step, with `model` in
-DistributedDataParallel and B sequences in each process::
+takes to compute the whole gradient of its own rows, and nothing has to be summed between processes. In a
+training step, with `model` in DistributedDataParallel and B sequences in each process::
 
     z = model(torch.cat([first, second]))  # (2B, D), rows of this process
     quantiles = row_similarity_quantile(distributed.gather_views(z), 0.9)  # (2BW,), of the rows of all

@@ -96,7 +96,7 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
     if several:
         lines.append("Of several runs mean ± standard deviation; epochs and minutes are a run's, in the mean.")
     if same_seed:
-        lines.append(f"Several runs of one seed: {', '.join(same_seed)}.")
+        lines.append(f"Not a deviation over seeds, since runs share one: {', '.join(same_seed)}.")
     return "\n".join(lines)
 
 
@@ -138,7 +138,8 @@ def simthres_table() -> str:
                 positives, f"{mean:.3f}", f"{std:.4f}", f"{quantile_std:.4f}", f"{correlation:.2f}",
             ])  # fmt: skip
     lines = markdown_table(head, rows)
-    lines += ["", "k, the spreads and the correlation (of k with the row's quantile): the chosen checkpoint's, without dropout."]
+    note = "k, spreads and correlation (of k with the row's quantile): the chosen checkpoint's, without dropout."
+    lines += ["", note]
     return "\n".join(lines)
 
 

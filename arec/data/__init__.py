@@ -1,5 +1,5 @@
 """Data sets: sources -> interactions -> k-core -> leave-one-out -> batches."""
 
-from arec.data.sources import NAMES, absolute, load, user_path
+from arec.data.sources import NAMES, absolute, load
 
-__all__ = ["NAMES", "absolute", "load", "user_path"]
+__all__ = ["NAMES", "absolute", "load"]

@@ -129,8 +129,8 @@ class TrainingBatches:
             raise DataError(
                 f"{split.sequences.name}: expected at least 2 items, got 1: there is nothing to rank"
             )
-        self.rows = len(self.users) // shares * shares
-        if not self.rows:
+        self.num_rows = len(self.users) // shares * shares
+        if not self.num_rows:
             raise DataError(
                 f"{split.sequences.name}: expected at least {shares} rows to train on, one for each "
                 f"process, got {len(self.users)}"
@@ -138,10 +138,10 @@ class TrainingBatches:
         self.index = TargetIndex(split) if partners else None
 
     def __len__(self) -> int:
-        return math.ceil(self.rows / self.batch_size)
+        return math.ceil(self.num_rows / self.batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        return self._batches(np.random.default_rng([self.seed, epoch]), self.rows)
+        return self._batches(np.random.default_rng([self.seed, epoch]), self.num_rows)
 
     def sample(self, count: int) -> Iterator[Batch]:
         """Batches of ``count`` random rows at most, the same at every call, to measure on."""

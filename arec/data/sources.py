@@ -12,6 +12,7 @@ from arec.data.formats import Columns, has_fixed_columns, read
 from arec.data.interactions import Sequences
 from arec.data.prepare import prepare
 from arec.errors import DataError, DataNotFoundError, did_you_mean
+from arec.files import user_path
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,6 @@ _SOURCES = {
 
 # What a data set is called; anything else is the path of a file.
 NAMES = ("builtin", *_SOURCES)
-
-
-def user_path(path: str | Path) -> Path:
-    """The path that a person means, in which a shell may have left ~ for the home folder."""
-    return Path(os.path.expanduser(path))
 
 
 def load(

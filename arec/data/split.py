@@ -47,14 +47,14 @@ class LeaveOneOut:
         for array in (self.train_lengths, self.eval_users):
             array.setflags(write=False)
 
-    def ranking_at_most(self, count: int | None, seed: int) -> LeaveOneOut:
+    def for_at_most(self, count: int | None, seed: int) -> LeaveOneOut:
         """The same split with at most ``count`` random ones of its `eval_users`; None: with all."""
         if count is None or count >= len(self.eval_users):
             return self
         drawn = np.random.default_rng(seed).choice(self.eval_users, count, replace=False)
-        return self.ranking(np.sort(drawn))
+        return self.for_users(np.sort(drawn))
 
-    def ranking(self, users: np.ndarray) -> LeaveOneOut:
+    def for_users(self, users: np.ndarray) -> LeaveOneOut:
         """The same split with these of its `eval_users`, in their order."""
         fewer = copy.copy(self)
         fewer.eval_users = users.copy()

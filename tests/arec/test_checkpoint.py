@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import resource
 from pathlib import Path
 
@@ -15,29 +14,7 @@ from arec import checkpoint
 from arec.config import Config
 from arec.data.builtin import generate
 from arec.errors import RunError
-
-
-def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
-    before = os.umask(0o027)
-    try:
-        checkpoint.write_text(tmp_path / "run" / "config.toml", "")
-    finally:
-        os.umask(before)
-    assert (tmp_path / "run" / "config.toml").stat().st_mode & 0o777 == 0o640
-
-
-@pytest.mark.parametrize("before", [[], ["whole"]])
-def test_a_file_that_cannot_be_completed_stays_as_it_was(tmp_path, before) -> None:
-    for text in before:
-        checkpoint.write_text(tmp_path / "metrics.json", text)
-
-    def interrupted(file) -> None:
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_atomically(tmp_path / "metrics.json", interrupted)
-    assert [path.read_text() for path in tmp_path.iterdir()] == before
+from arec.files import write_text
 
 
 def test_a_checkpoint_on_a_full_disk_is_one_clear_error(tmp_path) -> None:
@@ -73,8 +50,8 @@ def test_a_fingerprint_tells_items_users_and_names_apart() -> None:
 
 
 def test_where_a_run_finds_things_is_not_what_it_is(tmp_path) -> None:
-    checkpoint.write_text(tmp_path / "config.toml", Config(data_dir=Path("/old")).to_toml())
-    checkpoint.write_text(tmp_path / "metrics.json", "{}")
+    write_text(tmp_path / "config.toml", Config(data_dir=Path("/old")).to_toml())
+    write_text(tmp_path / "metrics.json", "{}")
     assert checkpoint.is_finished(tmp_path, Config(data_dir=Path("/new"), device="cpu"))
 
 

@@ -131,7 +131,8 @@ def test_what_the_system_refuses_is_one_line(error: Exception, message: str, cap
 @pytest.mark.parametrize(("program", "code"), [("arec.evaluate", 0), ("arec.recommend", 2)])
 def test_a_terminal_of_ascii_gets_tables_in_it_but_no_changed_ids(program: str, code: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", f"from arec.cli import run_program\nrun_program({program!r}, lambda: print('0.1 ± 0.2'))"],
+        [sys.executable, "-c",
+         f"from arec.cli import run_program\nrun_program({program!r}, lambda: print('0.1 ± 0.2'))"],
         check=False, capture_output=True, text=True, cwd=Path(train.__file__).parents[1],
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip

@@ -14,7 +14,7 @@ from programs import SMALL, call
 from arec import checkpoint, evaluate, recommend, scoring, train
 from arec.errors import RunError
 from arec.metrics import metrics_from_ranks
-from arec.ranking import CUTOFFS, SAMPLED_PROTOCOLS
+from arec.ranking import SAMPLED_PROTOCOLS
 
 
 def test_evaluate_refuses_what_is_no_run(log_file, tmp_path, monkeypatch, refused) -> None:
@@ -104,7 +104,7 @@ def test_ranks_of_users_are_those_of_the_metrics(
         lengths = {user: len(items) for user, *items in map(str.split, log)}
     assert ranks["history"].to_list() == [lengths[user] - 1 for user in ranks["user"]]
     for protocol, figures in metrics.items():
-        expected = metrics_from_ranks(ranks[protocol].to_numpy(), CUTOFFS)
+        expected = metrics_from_ranks(ranks[protocol].to_numpy())
         assert expected == {name: pytest.approx(figures[name]) for name in expected}
     assert not ranks["filtered"].equals(ranks["unfiltered"])
 

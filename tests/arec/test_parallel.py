@@ -101,7 +101,7 @@ def work(rank: int, folder: Path, port: int) -> None:
     with parallel.joined():
         run = folder / f"run-{rank}"
         result = {name: epoch(settings, run) for name, settings in METHODS.items()}
-        result["rows"] = Trainer(config_of(method="sasrec"), histories(), run).batches.rows
+        result["rows"] = Trainer(config_of(method="sasrec"), histories(), run).batches.num_rows
         result["ranked"] = ranked()
         result["whole"] = cut_off(None, run / "whole")
         result["cut between epochs"] = cut_off((2, 0), run / "between")
@@ -117,7 +117,7 @@ def evaluate_few(split: LeaveOneOut) -> dict:
     """With fewer users than processes."""
     torch.manual_seed(0)
     objective = build_objective(config_of(method="sasrec"), split.sequences.num_items)
-    return evaluate_model(objective, split.ranking(split.eval_users[:1]), "test")
+    return evaluate_model(objective, split.for_users(split.eval_users[:1]), "test")
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_shares_are_the_batch(rows: str, monkeypatch: pytest.MonkeyPatch) -> Non
             if isinstance(value, Tensor):
                 assert torch.equal(torch.cat([getattr(share, name) for share in shares]), value)
     assert len(batches) == len(list(batches.epoch(1)))
-    assert batches.rows == len(batches.users) // 4 * 4
+    assert batches.num_rows == len(batches.users) // 4 * 4
 
 
 def test_fewer_rows_than_processes() -> None:

@@ -199,9 +199,7 @@ def test_candidates_are_drawn_one_after_the_other(monkeypatch, tries):
 def test_sampled_protocols_stand_beside_the_whole_ranking(split):
     scores = torch.rand(5, 21)
     drawn = draw_candidates(split, "test", seed=0)
-    metrics = evaluate_scores(
-        split, "test", lambda part: [(part.eval_users, scores)], drawn, cutoffs=(5, 20)
-    )
+    metrics = evaluate_scores(split, "test", lambda part: [(part.eval_users, scores)], drawn)
     assert list(metrics) == ["filtered", "unfiltered", "popular-100", "random-100"]
     # All items that are left are candidates, and repetitions leave the history of nobody here.
     assert metrics["random-100"].items() <= metrics["filtered"].items()

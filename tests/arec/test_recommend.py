@@ -90,7 +90,8 @@ def test_recommends_after_the_latest_items_of_every_user(monkeypatch) -> None:
 def test_users_that_are_not_there_or_have_nothing(user: int) -> None:
     sequences = sequences_of([1, 2], [], *([3, 4] for _ in range(6)), num_items=4)
     objective = build_objective(Config(method="sasrec", hidden_size=8, feed_forward=8), 4)
-    with pytest.raises(ValueError, match=f"^users: expected numbers from 0 to 7 of users with items, got {user}; of an id"):
+    message = f"^users: expected numbers from 0 to 7 of users with items, got {user}; of an id"
+    with pytest.raises(ValueError, match=message):
         recommend.recommend(objective, sequences, [0, user], top=2)
 
 

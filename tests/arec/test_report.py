@@ -233,9 +233,11 @@ def test_legends_have_the_names_of_runs_and_what_is_compared() -> None:
         (lambda folder: (folder / "log.jsonl").write_text(""), "no epoch is finished yet"),
         (lambda folder: (folder / "log.jsonl").write_text("{"), "log.jsonl, line 1, column 2: not JSON"),
         (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json, line 1, column 2: not JSON"),
-        (lambda folder: (folder / "metrics.json").write_text("{}"), "metrics.json, line 1: expected an object with 'test'"),
+        (lambda folder: (folder / "metrics.json").write_text("{}"),
+         "metrics.json, line 1: expected an object with 'test'"),
         (lambda folder: (folder / "log.jsonl").write_text("[]"), "log.jsonl, line 1: expected an object with 'valid'"),
-        (lambda folder: (folder / "log.jsonl").write_text("9" * 5000), "log.jsonl, line 1: not as arec.train writes it"),
+        (lambda folder: (folder / "log.jsonl").write_text("9" * 5000),
+         "log.jsonl, line 1: not as arec.train writes it"),
         (lambda folder: (folder / "metrics.json").write_text("[" * 100_000), "metrics.json, line 1: not as arec.train"),
     ],
 )

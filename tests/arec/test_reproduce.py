@@ -18,6 +18,7 @@ from arec.config import Config
 from arec.data.builtin import generate
 from arec.errors import RunError
 from arec.figures import FIGURES
+from arec.files import write_text
 from arec.trainer import Trainer
 
 # A tiny form of the published recipes.
@@ -211,8 +212,8 @@ def test_runs_of_other_data_are_never_taken_for_ours(
 def test_each_seed_has_built_in_data_of_its_own(tmp_path) -> None:
     runs = [(tmp_path / str(seed), Config(seed=seed)) for seed in (0, 1)]
     for folder, config in runs:
-        checkpoint.write_text(folder / "config.toml", config.to_toml())
-        checkpoint.write_text(folder / "metrics.json", "{}")
+        write_text(folder / "config.toml", config.to_toml())
+        write_text(folder / "metrics.json", "{}")
         data = checkpoint.fingerprint(generate(config.seed))
         checkpoint.save(folder / "checkpoint.pt", {"data": data})
     assert reproduce.find_missing(runs) == []

@@ -11,6 +11,8 @@ from arec.ranking import draw_candidates, evaluate_scores, popularity_scores, up
 from arec.results import final_metrics, format_results
 from arec.tables import TABLE_METRICS
 
+TEST = {"filtered": {"NDCG@10": 0.5}}
+
 
 def test_a_row_for_each_protocol_and_what_it_means() -> None:
     figures = {name: at / 10 for at, name in enumerate(TABLE_METRICS)}
@@ -48,8 +50,8 @@ def test_what_simthres_found(correlation: float | None, said: str) -> None:
 def test_the_figures_beside_the_model_s_are_of_the_test_items() -> None:
     split = planted()
     candidates = draw_candidates(split, "test", 0)
-    metrics = final_metrics(build_objective(config_of(method="sasrec"), 100), split, candidates)
-    assert "Coverage@10" in metrics["test"]["unfiltered"]
+    metrics = final_metrics(build_objective(config_of(method="sasrec"), 100), split, candidates, TEST)
+    assert metrics["test"] == TEST
     assert metrics["popularity"] == evaluate_scores(split, "test", popularity_scores, candidates)
     assert metrics["upper_bound"] == evaluate_scores(
         split, "test", lambda part: upper_bound_scores(part, "test"), candidates
@@ -63,7 +65,7 @@ def test_the_legend_says_when_there_are_too_few_items_to_draw(fewest: int) -> No
     sampled = np.ones((users, 100), np.int32)
     sampled[-1, fewest:] = 0
     objective = build_objective(config_of(method="sasrec"), 20)
-    metrics = final_metrics(objective, split, {"random-100": sampled})
+    metrics = final_metrics(objective, split, {"random-100": sampled}, {})
     assert ("fewest_candidates" in metrics) is (fewest < 100)
     assert (f" {fewest} at the least" in format_results(metrics)) is (fewest < 100)
 
@@ -72,5 +74,5 @@ def test_only_a_learnable_simthres_has_a_spread() -> None:
     split = histories()
     for simthres in ("learnable", "row", "epoch"):
         objective = build_objective(config_of(simthres=simthres), 20)
-        metrics = final_metrics(objective, split, draw_candidates(split, "test", 0))
+        metrics = final_metrics(objective, split, draw_candidates(split, "test", 0), {})
         assert ("simthres" in metrics) is (simthres == "learnable")

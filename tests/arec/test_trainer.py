@@ -111,6 +111,8 @@ def test_the_best_epoch_is_ranked_and_the_data_are_loaded_once(
         call(train, patch, "--dataset", log_file, "--run-dir", folder, "--epochs", 3, *SMALL)
     assert len(loads) == 1
     assert torch.load(folder / "checkpoint.pt")["epoch"] == 1
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["best_epoch"], metrics["epochs"]) == (1, 3)
     table = capsys.readouterr().out
     call(evaluate, monkeypatch, folder)
     assert capsys.readouterr().out == table

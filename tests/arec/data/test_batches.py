@@ -235,7 +235,7 @@ def test_no_two_epochs_of_any_seed_are_alike(split) -> None:
 @pytest.mark.parametrize("rows", ["all-positions", "prefix"])
 def test_rows_that_do_not_divide_are_others_each_time(rows) -> None:
     loader = TrainingBatches(histories(), batch_size=20, random_windows=0.0, rows=rows, shares=20)
-    left_out = len(loader.users) - loader.rows
+    left_out = len(loader.users) - loader.num_rows
     assert left_out
     seen = {
         (*inputs[:length].tolist(), target.item())

@@ -56,15 +56,15 @@ def test_unknown_stage_is_refused():
 
 def test_fewer_users_to_rank():
     split = LeaveOneOut(sequences_of(*[[1, 2, 3 + user % 7] for user in range(50)]))
-    few = split.ranking_at_most(10, seed=0)
+    few = split.for_at_most(10, seed=0)
     assert len(few.eval_users) == 10 and (np.diff(few.eval_users) > 0).all()
     assert few.targets("test").tolist() == [3 + user % 7 for user in few.eval_users]
     assert few.train_lengths is split.train_lengths
-    assert few.eval_users.tolist() == split.ranking_at_most(10, seed=0).eval_users.tolist()
-    assert few.eval_users.tolist() != split.ranking_at_most(10, seed=1).eval_users.tolist()
+    assert few.eval_users.tolist() == split.for_at_most(10, seed=0).eval_users.tolist()
+    assert few.eval_users.tolist() != split.for_at_most(10, seed=1).eval_users.tolist()
     assert len(split.eval_users) == 50
     for enough in (50, 51, None):
-        assert split.ranking_at_most(enough, seed=0) is split
+        assert split.for_at_most(enough, seed=0) is split
 
 
 def test_arrays_cannot_be_written():
@@ -113,6 +113,6 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
 def test_the_users_to_rank_are_the_split_s_own_copy() -> None:
     split = LeaveOneOut(sequences_of([1, 2, 3], [4, 5, 6]))
     users = np.array([1])
-    fewer = split.ranking(users)
+    fewer = split.for_users(users)
     users[0] = 0
     assert fewer.eval_users.tolist() == [1]

@@ -276,19 +276,6 @@ def test_statistical_threshold_of_the_previous_epoch(adaptive, batch, other_batc
     assert logged["k_mean"] == pytest.approx(k)
 
 
-def test_mask_only_is_eq_8(adaptive, batch) -> None:
-    objective = adaptive(views="su", positives=False)
-    _, logged = objective(batch)
-    (z,) = objective.view_pairs(batch)
-    k = objective.thresholds(z).repeat(2)[:, None]
-    s = torch.nn.functional.cosine_similarity(z[:, None], z[None], dim=-1)
-    others = similarities(z)
-    negatives = (others.exp() * (others <= k)).sum(dim=1)
-    partner = s.diagonal(B).repeat(2)
-    expected = ((partner.exp() + negatives).log() - partner).mean()
-    torch.testing.assert_close(logged["L_cl"], expected.detach())
-
-
 def test_same_target_rows_leave_the_negatives(adaptive, batch_before) -> None:
     batch = batch_before([3] * B)  # everybody is before the same item
     objective = adaptive(views="su", same_target_negatives=False)
