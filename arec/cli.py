@@ -11,6 +11,7 @@ import sys
 import textwrap
 import typing
 from collections.abc import Callable
+from types import FrameType
 from typing import Any, NoReturn
 
 from arec.config import Config
@@ -100,7 +101,14 @@ def run_program(program: str, main: Callable[[], None]) -> None:
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115 (as long as the process lives)
 
     # What a scheduler or container sends before it kills: Ctrl-C's way out, which says how to go on.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupted_by = signal.SIGINT
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal interrupted_by
+        interrupted_by = signal.SIGTERM
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     # Tables have characters such as ±, which can be told another way; ids of recommendations cannot.
     if program != "arec.recommend" and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -120,7 +128,7 @@ def run_program(program: str, main: Callable[[], None]) -> None:
         )
     except KeyboardInterrupt:
         print(f"python -m {program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + interrupted_by)
     except UnicodeEncodeError as error:
         fail(f"{error.object[error.start : error.end]!r} cannot be written as {error.encoding}")
     except OSError as error:

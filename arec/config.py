@@ -281,9 +281,11 @@ class Config(BaseModel):
 
     @property
     def unused(self) -> list[str]:
-        """The settings that were given although the others leave them without effect."""
+        """The settings that were given, not as by default, although the others leave them without effect."""
         return sorted(
-            name for name in self.model_fields_set if name in _USED and not _USED[name](self)
+            name
+            for name in self.model_fields_set & _USED.keys()
+            if not _USED[name](self) and getattr(self, name) != Config.model_fields[name].default
         )
 
     @property

@@ -62,8 +62,8 @@ def recommend(
         where the user leaves fewer items.
     """
     users = np.asarray(users)
-    unknown = users[~np.isin(users, np.flatnonzero(sequences.lengths > 0))].tolist()
-    if unknown:
+    there = np.isin(users, np.flatnonzero(sequences.lengths > 0)) & (users.dtype.kind in "iu")
+    if unknown := users[~there].tolist():
         raise ValueError(
             f"users: expected numbers from 0 to {len(sequences.lengths) - 1} of users with items, "
             f"got {unknown[0]!r}; of an id, which is text, np.flatnonzero(sequences.user_ids == id) is the number"

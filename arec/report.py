@@ -8,6 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from arec.cli import Parser, run_program
+from arec.config import PLACES, Config
 from arec.figures import FIGURES, Plot
 from arec.files import user_path, write_bytes
 from arec.runs import Run, alike, read_run
@@ -34,13 +35,20 @@ def png(plot: Plot, runs: Sequence[Run]) -> bytes:
 def results_table(runs: Sequence[Run]) -> str:
     """Test figures of finished runs, at least one; runs that differ in the seed alone are one row."""
     rows, repeated = [], []
+    differing = [
+        name
+        for name in Config.model_fields
+        if name not in PLACES | {"seed", "dataset"} and len({getattr(run.config, name) for run in runs}) > 1
+    ]
     for group in alike(runs):
+        config = group[0].config
         figures = summary([run.metrics for run in group])
         named = ", ".join(run.name for run in group)
-        rows.append([named, Path(group[0].config.dataset).name, *figures])
+        settings = ", ".join(f"{name} {getattr(config, name)}" for name in differing)
+        rows.append([named, Path(config.dataset).name, settings, *figures])
         if len({run.config.seed for run in group}) < len(group):
             repeated.append(f"Of {named} several have the same seed: not a deviation over seeds.")
-    head = ["test", "data", *map(" ".join, SUMMARY)]
+    head = ["test", "data", "settings in which runs differ", *map(" ".join, SUMMARY)]
     protocol = (
         "Ranking among all items; filtered: the rest of the user's own history is not ranked. Of runs that "
         "differ in the seed alone mean ± standard deviation."

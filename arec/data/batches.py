@@ -227,7 +227,7 @@ def gather_windows(
 def history_batches(
     split: LeaveOneOut, stage: Stage, *, batch_size: int, max_length: int
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """What the model may see of each ranked user, of similar lengths together.
+    """What the model may see of each ranked user before the target of a stage, of similar lengths together.
 
     Yields:
         users ``(B,)`` int64, inputs ``(B, L)`` int64 padded on the right with 0, lengths ``(B,)``

@@ -10,8 +10,8 @@
 | `ratings_[A-Z]*.csv` | Amazon 2014: `user,item,rating,timestamp` without a header |
 | `*.zip`, `*.whl` | an archive of a publisher that holds one of the above, see `_ARCHIVE_MEMBERS` |
 
-Each but an archive may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, ids are text, a time is a
-number or an ISO 8601 date.
+Each but an archive may be compressed as `*.gz`. Text is UTF-8, blank lines are skipped, blanks around a field are no
+part of it (in Parquet they are). Ids are text, a time is a number or an ISO 8601 date.
 """
 
 from __future__ import annotations
@@ -256,7 +256,7 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
         raise DataError(f"{where}: cannot be parsed ({_summary(error)})") from None
 
     def column(name: str) -> pl.Series:
-        return frame.to_series(fields.index(name))
+        return frame.to_series(fields.index(name)).str.strip_chars()
 
     result = _interactions(columns, column)
     # A blank line became a row of nulls.
@@ -359,7 +359,8 @@ def _as_id(column: pl.Series) -> pl.Series:
         column = whole if whole.eq_missing(column).all() else column
     if column.dtype.is_integer():
         return column
-    return column.cast(pl.String).str.strip_chars().replace("", None)
+    text = column.cast(pl.String)
+    return text.set(text.str.strip_chars() == "", None)
 
 
 def _as_number(time: pl.Series) -> pl.Series:

@@ -51,26 +51,28 @@ class Objective(nn.Module):
     ) -> Tensor:  # (B, d)
         """What stands for a sequence: the state that predicts its next item.
 
-        Its products with ``encoder.item_table`` are the scores (BERT4Rec's have biases besides). Of a
-        bidirectional encoder it is the state of a mask after the last item.
+        Its products with ``encoder.item_table`` are the scores, to which BERT4Rec adds `item_biases`. Of
+        a bidirectional encoder it is the state of a mask after the last item.
 
-        Example, all embeddings of a run::
+        Example, all embeddings of a run, with which `arec.recommend` ranks::
 
             import numpy as np
             import torch
 
             from arec.checkpoint import load_run
-            from arec.data.batches import history_batches
+            from arec.data.batches import gather_windows
 
             config, split, objective = load_run("runs/mine")
-            items = objective.encoder.item_table[1:].detach().numpy()  # as in split.sequences.item_ids
-            # As in split.sequences.user_ids; NaN for those who are not ranked.
-            users = np.full((len(split.sequences), config.hidden_size), np.nan, np.float32)
-            with torch.no_grad():
-                for some, inputs, lengths in history_batches(  # in the order of their lengths
-                    split, "test", batch_size=256, max_length=config.max_length
-                ):
-                    users[some] = objective.features(inputs, lengths).numpy()
+            sequences = split.sequences
+            items = objective.encoder.item_table[1:].detach().numpy()  # as in sequences.item_ids
+            users = np.empty((len(sequences), config.hidden_size), np.float32)  # as in sequences.user_ids
+            for some in np.array_split(np.arange(len(sequences)), len(sequences) // 256 + 1):
+                lengths = np.minimum(sequences.lengths[some], config.max_length)
+                inputs = gather_windows(sequences.items, sequences.offsets[some + 1], lengths)
+                with torch.no_grad():
+                    users[some] = objective.features(inputs, torch.from_numpy(lengths)).numpy()
+
+        (`history_batches` beside it has what ranking may see: not the target of its stage.)
         """
         if not self.encoder.causal:
             inputs, lengths = append(inputs, lengths, self.encoder.mask_token)

@@ -50,7 +50,9 @@ class ContrastiveObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What one view pair adds to the loss (0-d, λ_cl applied) and scalars to log.
 
-        Of several pairs those named ``L_…`` are summed, as the loss is, and the others averaged.
+        Of several pairs those named ``L_…`` are summed, as the loss is, and the others averaged. A method
+        that overrides it counts the similarities here too, for the log: `similarity_histogram(z, BINS)` or
+        the op's own into `histogram`.
         """
         temperature = self.config.temperature
         if self.config.similarity == "dot":

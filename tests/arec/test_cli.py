@@ -51,7 +51,7 @@ def test_ctrl_c_while_pytorch_is_imported_is_one_line(program: str, tmp_path) ->
     assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
-def test_a_termination_signal_ends_as_ctrl_c_does() -> None:
+def test_a_termination_signal_ends_in_order_too() -> None:
     program = """
 import os, signal, time
 from arec.cli import run_program
@@ -61,7 +61,7 @@ def main():
 run_program("arec.train", main)
 """
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (130, "python -m arec.train: interrupted\n")
+    assert (done.returncode, done.stderr) == (143, "python -m arec.train: interrupted\n")
 
 
 @pytest.mark.parametrize("end", ["", "raise SystemExit"])  # as --help does

@@ -171,25 +171,27 @@ def test_who_is_trained_on_masked_items(settings: dict, masked: bool) -> None:
 @pytest.mark.parametrize(
     ("method", "unused"),
     [
-        ("sasrec", ["lambda_cl", "mask_rate", "mask_ratio", "quantile", "similarity", "task"]),
-        ("bert4rec", ["lambda_cl", "mask_ratio", "quantile", "similarity", "task"]),
+        ("sasrec", ["lambda_cl", "mask_rate", "mask_ratio", "quantile"]),
+        ("bert4rec", ["lambda_cl", "mask_ratio", "quantile"]),
         ("cl4srec", ["mask_rate", "quantile"]),
         ("duorec", ["mask_rate", "mask_ratio", "quantile"]),
-        ("adaptiverec", ["mask_rate", "mask_ratio", "similarity"]),
+        ("adaptiverec", ["mask_rate", "mask_ratio"]),
     ],
 )
 def test_settings_that_a_method_does_not_use(method: str, unused: list[str]) -> None:
     assert _USED.keys() <= Config.model_fields.keys()
     assert Config(method=method).unused == []
     given = {"lambda_cl": 0.2, "mask_rate": 0.3, "mask_ratio": 0.4, "quantile": 0.8, "epochs": 3}
-    config = Config(method=method, similarity="cosine", task="next-item", **given)
-    assert config.unused == unused
+    assert Config(method=method, **given).unused == unused
+    written = Config(method=method).model_dump()
+    assert Config(**written).unused == [], "as config.toml has all of them"
 
 
 @pytest.mark.parametrize(
     ("settings", "unused"),
     [
         ({"task": "masked-item", "mask_rate": 0.3}, []),
+        ({"method": "sasrec", "task": "masked-item", "similarity": "dot"}, ["similarity", "task"]),
         ({"rows": "prefix", "anchors": "last", "random_windows": 0.1}, ["anchors", "random_windows"]),
         ({"views": "cl4srec", "crop_ratio": 0.5}, []),
         ({"positives": False, "denominator": "negatives", "weighting": "printed", "partner_weight": 0.3},
@@ -200,7 +202,7 @@ def test_settings_that_a_method_does_not_use(method: str, unused: list[str]) -> 
         ({"simthres": "epoch", "regulariser": "released", "lambda_reg": 0.2}, ["lambda_reg"]),
         ({"regulariser": "released", "lambda_reg": 0.2, "threshold_grad": 0.1}, []),
         ({"lambda_reg": 0, "regularise_encoder": False, "threshold_grad": 0.1}, ["regularise_encoder"]),
-        ({"lambda_cl": 0, "task": "masked-item", "temperature": 0.5, "quantile": 0.8, "lambda_reg": 0.1,
+        ({"lambda_cl": 0, "task": "masked-item", "temperature": 0.5, "quantile": 0.8, "lambda_reg": 0.2,
           "positives": False, "regulariser": "released", "anchors": "last", "partner_weight": 0.2},
          ["anchors", "lambda_reg", "partner_weight", "positives", "quantile", "regulariser", "temperature"]),
         ({"dataset": "ml-1m", "data_dir": "data"}, []),

@@ -95,6 +95,14 @@ def test_users_that_are_not_there_or_have_nothing(user: int) -> None:
         recommend.recommend(objective, sequences, [0, user], top=2)
 
 
+@pytest.mark.parametrize("ids", [["2"], np.array(["2"], dtype=object), [2.0]])
+def test_ids_are_no_numbers_of_users(ids) -> None:
+    sequences = sequences_of(*([1, 2, 3] for _ in range(3)), num_items=4)
+    objective = build_objective(Config(method="sasrec", hidden_size=8, feed_forward=8), 4)
+    with pytest.raises(ValueError, match="^users: expected numbers from 0 to 2 of users"):
+        recommend.recommend(objective, sequences, ids, top=2)
+
+
 def test_scores_after_histories_of_nobody() -> None:
     torch.manual_seed(0)
     objective = build_objective(Config(method="bert4rec", hidden_size=8, feed_forward=8, max_length=4), 9)

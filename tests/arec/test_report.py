@@ -364,11 +364,15 @@ def test_runs_of_other_seeds_are_a_row_of_the_table() -> None:
     runs[1].metrics["most_positives_per_row"] = 0.004
     lines = report.results_table(runs).splitlines()
     assert lines[0] == (
-        "| test | data | NDCG@10 filtered | NDCG@10 unfiltered | Recall@10 filtered | Recall@10 unfiltered |"
+        "| test | data | settings in which runs differ "
+        "| NDCG@10 filtered | NDCG@10 unfiltered | Recall@10 filtered | Recall@10 unfiltered |"
     )
     assert lines[2:4] == [
-        r"| a\|0, a\|1 | builtin | 0.2000 ± 0.1414 | 0.1000 ± 0.0707 | 0.4000 ± 0.2828 | 0.2000 ± 0.1414 |",
-        "| b | log.csv | 0.2000 | 0.1000 | 0.4000 | 0.2000 |",
+        (
+            r"| a\|0, a\|1 | builtin | quantile 0.9 "
+            "| 0.2000 ± 0.1414 | 0.1000 ± 0.0707 | 0.4000 ± 0.2828 | 0.2000 ± 0.1414 |"
+        ),
+        "| b | log.csv | quantile 0.5 | 0.2000 | 0.1000 | 0.4000 | 0.2000 |",
     ]
     assert "In 1 of 1 runs of AdaptiveRec at most 0.004 pairs a row" in lines[-1]
 

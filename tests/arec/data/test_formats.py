@@ -272,6 +272,17 @@ def test_damaged_files(tmp_path, name):
         read(path)
 
 
+def test_blanks_around_ids_are_no_part_of_them_in_text_only(tmp_path):
+    table = pl.DataFrame({"user": [" u", "u", "u "], "item": ["a", " a", "a"], "timestamp": [1, 2, 3]})
+    table.write_parquet(tmp_path / "log.parquet")
+    table.write_csv(tmp_path / "log.csv")
+    assert read(tmp_path / "log.parquet").rows() == table.rows()
+    assert read(tmp_path / "log.csv").rows() == [("u", "a", at) for at in (1, 2, 3)]
+    table.with_columns(item=pl.lit(" ")).write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(DataError, match="log.parquet, row 1: item is empty"):
+        read(tmp_path / "log.parquet")
+
+
 def test_blanks_around_names_of_columns(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("user, item , timestamp\nu,a,1\n")
