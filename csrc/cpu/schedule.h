@@ -98,6 +98,7 @@ class RoundRobin {
   // f(R, C) for the parts of two pieces that have the pairs of local rows; rows first.
   template <class F>
   void for_each_part(Rows rows, Rows columns, F f) const {
+    if (all_) return f(rows, columns);
     for_each_part(rows, [&](Rows some_rows) {
       for_each_part(columns, [&](Rows some_columns) {
         const bool above = rows.begin < columns.begin || some_rows.begin <= some_columns.begin;
@@ -139,9 +140,9 @@ class RoundRobin {
     if (first == second && i > j) return {Task::kNothing};
     Task task = {Task::kPair, first * cut_ + i, second * cut_ + j, round * cut_ + j, round * cut_ + i};
     if (!all_) {
-      const int64_t local = std::max(owner_of_local(rows(task.one)), owner_of_local(rows(task.other)));
-      if ((local < 0 ? owner_of_pair : local) != owner) return {Task::kNothing};
-      if (local < 0) task.kind = Task::kPassed;
+      const int64_t owner_of_rows = std::max(owner_of_local(rows(task.one)), owner_of_local(rows(task.other)));
+      if ((owner_of_rows < 0 ? owner_of_pair : owner_of_rows) != owner) return {Task::kNothing};
+      if (owner_of_rows < 0) task.kind = Task::kPassed;
     }
     return task;
   }
@@ -180,7 +181,7 @@ class RoundRobin {
   }
 
   int64_t padded_n_, size_, blocks_, slots_;
-  bool all_;
+  bool all_;  // rows are local
   int64_t cut_ = 1, owners_;
   Rows local_[2];  // of each view, whole tiles
   std::vector<Window> windows_;
