@@ -192,9 +192,9 @@ def simthres(runs: Sequence[Run]) -> Figure:
         axes.fill_between(
             epochs, mean - spread, mean + spread, alpha=0.3, label="± its deviation over rows"
         )
-        k_stat = {"paper": "k̄, the quantile of the epoch", "released": "s̄, the mean over its batches"}
-        label = f"statistical {k_stat[run.config.regulariser]}"
-        axes.plot(*run.curve("k_stat"), ".--", label=label)
+        of_epoch = run.config.regulariser == "paper" or run.config.simthres == "row"
+        label = "k̄, the quantile of the epoch" if of_epoch else "s̄, the mean over its batches"
+        axes.plot(*run.curve("k_stat"), ".--", label=f"statistical {label}")
         _whole_epochs(axes.xaxis)
     _legend(figure)
     return figure

@@ -255,6 +255,7 @@ def test_alignment_stands_over_uniformity() -> None:
     figure = figures.alignment_uniformity([make("a"), make("b", quantile=0.5)])
     axes = figure.axes[0]
     assert axes.get_xlabel().startswith("uniformity") and axes.get_ylabel().startswith("alignment")
+    assert len(axes.get_lines()) == len(axes.collections) == 2
     for line in axes.get_lines():
         assert line.get_xydata() == pytest.approx(np.array([[-2, 0.9], [-3, 0.8], [-4, 0.7]]))
     for points in axes.collections:

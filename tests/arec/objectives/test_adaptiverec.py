@@ -9,6 +9,7 @@ import torch
 
 import arec.objectives.adaptiverec as module
 from arec.data.batches import Batch
+from arec.models import FlattenedThresholdNetwork, ThresholdNetwork
 from arec.objectives import AdaptiveRec
 from arec_kernels import reference
 
@@ -217,6 +218,14 @@ def test_what_trains_the_threshold_network(adaptive, batch, network) -> None:
         ]
 
     settings = {"views": "su", "threshold_network": network, "batch_size": B + 1}
+    kind = type(adaptive(**settings).threshold)
+    assert kind is (FlattenedThresholdNetwork if network == "flattened" else ThresholdNetwork)
+    own = adaptive(**settings)
+    z = torch.randn(2 * B, own.encoder.item_table.shape[1])
+    other = z.clone()
+    other[1:] += 1
+    of_batch = own.thresholds(z)[0] != own.thresholds(other)[0]
+    assert of_batch == (network != "row"), "the others of the batch are its context"
     assert not any(reached(adaptive(**settings))), "the mask is a constant"
     assert all(reached(adaptive(**settings, threshold_grad=0.1)))
     regularised = adaptive(**settings)
