@@ -37,6 +37,18 @@ def test_nobody_has_an_item_twice(sequences):
         assert len(np.unique(sequences[user])) == len(sequences[user])
 
 
+def test_followers_come_next(sequences):
+    """More often than after an item between, which has the same intent mostly."""
+    users = np.repeat(np.arange(sequences.num_users), sequences.lengths)
+
+    def followed(steps: int) -> float:
+        before, after = sequences.items[:-steps], sequences.items[steps:]
+        found = (sequences.planted.followers[before] == after[:, None]).any(axis=1)
+        return found[users[:-steps] == users[steps:]].mean()
+
+    assert followed(1) > 3 * followed(2)
+
+
 def test_popularity_has_a_long_tail(sequences):
     counts = np.sort(np.bincount(sequences.items)[1:])[::-1]
     assert counts[: len(counts) // 5].sum() > 0.4 * counts.sum()
