@@ -1,7 +1,7 @@
 """Triton kernels for CUDA tensors, and for CPU tensors under TRITON_INTERPRET=1.
 
-Tested on an H100 and an H200 with torch 2.11 and Triton 3.6, but for the newer parts that `forward` and
-`normalize` name; for 8.0 and 10.0 they have been compiled but not run. They are the default on GPUs, except
+Tested on an H100 and an H200 with torch 2.11 and Triton 3.6, but for the newer parts that `forward`, `backward`
+and `normalize` name; for 8.0 and 10.0 they have been compiled but not run. They are the default on GPUs, except
 where `backends.CUDA_AHEAD` prefers CUDA C++.
 
 The kernels stream tiles of the similarity matrix, which is never stored: memory is O(N D). Every

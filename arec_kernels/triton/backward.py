@@ -3,6 +3,8 @@
 A program owns a block of rows of dẑ and streams over all columns; entry (i, j) of its tile carries
 both g_i dl_i/ds_ij and g_j dl_j/ds_ij, so nothing is added across programs: no atomics, the same
 bits every run. The partner's entry depends on two rows only and comes from `normalize`.
+
+Launches for local rows only are compiled and interpreted so far, and have not run on a card.
 """
 
 from __future__ import annotations

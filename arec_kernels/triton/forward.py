@@ -6,8 +6,8 @@ is the unshared one: each pair is computed for row i and again for row j. Sharin
 products and exponentials, but needs a synchronisation of the whole grid per round to stay both
 deterministic and within O(N D) memory.
 
-In fp32 without tensor cores the sums over tiles are Kahan's. These and the float64 of log D are
-compiled and interpreted so far, and have not run on a card; the rest has.
+In fp32 without tensor cores the sums over tiles are Kahan's. These, the float64 of log D and launches for
+local rows only are compiled and interpreted so far, and have not run on a card; the rest has.
 """
 
 from __future__ import annotations
