@@ -90,8 +90,8 @@ def adaptive_info_nce(
         _Exchange.apply(z, process_group, _gathered, _own),
         _Exchange.apply(threshold, process_group, _gathered, _own),
         None if groups is None else _gathered(groups, process_group),
-        *options.values(),
-        local,
+        local=local,
+        **options,
     )
     losses, stats = result if isinstance(result, tuple) else (result, None)
     own = reduce(_Exchange.apply(losses, process_group, _own, _gathered), reduction)

@@ -162,7 +162,7 @@ def info_nce_of_rows(
     return loss if histogram_bins is None else (loss, InfoNCEStats(num_positives, histogram))
 
 
-_OPTIONS = (  # in the order of info_nce_of_rows
+_OPTIONS = (
     "temperature", "positives", "partner_weight", "denominator", "weighting", "threshold_grad",
     "histogram_bins", "reduction", "backend",
 )  # fmt: skip
