@@ -177,8 +177,8 @@ def info_nce(
         return InfoNCE.apply(
             z, threshold, groups, backend, options, threshold_grad, histogram_bins, local
         )
-    loss, _, num_positives, _, histogram = OPS["forward"][backend](
-        z, threshold, groups, *options, histogram_bins, *_local_range(z, None if histogram_bins else local)
+    loss, _, num_positives, _, histogram = _forward(
+        z, threshold, groups, backend, options, histogram_bins, local
     )
     return loss, num_positives, histogram
 
@@ -195,6 +195,12 @@ def _local_range(z: Tensor, local: Local | None) -> tuple[int, int]:
     return (0, z.shape[0] // 2) if local is None else local[:2]
 
 
+def _forward(z, threshold, groups, backend, options, histogram_bins, local):
+    # A histogram is that of all rows.
+    local_range = _local_range(z, None if histogram_bins else local)
+    return OPS["forward"][backend](z, threshold, groups, *options, histogram_bins, *local_range)
+
+
 class InfoNCE(torch.autograd.Function):
     """`info_nce` as a node of the graph.
 
@@ -204,8 +210,8 @@ class InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, z, threshold, groups, backend, options, threshold_grad, histogram_bins, local):
-        loss, *statistics, histogram = OPS["forward"][backend](
-            z, threshold, groups, *options, histogram_bins, *_local_range(z, None if histogram_bins else local)
+        loss, *statistics, histogram = _forward(
+            z, threshold, groups, backend, options, histogram_bins, local
         )
         if local is not None:
             statistics = [local.gather(rows) for rows in statistics]

@@ -64,6 +64,15 @@ def by_name(part: str) -> dict[str, list[dict]]:
     return runs
 
 
+def share_a_seed(runs: list[dict]) -> bool:
+    return len({run["config"]["seed"] for run in runs}) < len(runs)
+
+
+def of_one_seed(names: list[str]) -> list[str]:
+    """A line on what shares a seed, where something does."""
+    return [f"Not a deviation over seeds, since runs share one: {', '.join(names)}."] if names else []
+
+
 def ranking_table(part: str, *, recipes: bool = False) -> str:
     """Test figures of the published runs with that part in their names, or of recipes among them.
 
@@ -80,7 +89,7 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
             for run in runs
         }
         several |= len(runs) > 1
-        if len({run["config"]["seed"] for run in runs}) < len(runs):
+        if share_a_seed(runs):
             same_seed.append(f"`{name}`")
         cells = [*summary(runs), str(len(runs))]
         cells += [f"{np.mean([run[key] for run in runs]):.0f}" for key in ("epochs", "minutes")]
@@ -95,9 +104,7 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
     lines += ["", f"Measured on {'; '.join(sorted(notes))}; the full records are in `bench/results/`."]
     if several:
         lines.append("Of several runs mean ± standard deviation; epochs and minutes are a run's, in the mean.")
-    if same_seed:
-        lines.append(f"Not a deviation over seeds, since runs share one: {', '.join(same_seed)}.")
-    return "\n".join(lines)
+    return "\n".join(lines + of_one_seed(same_seed))
 
 
 def curve_table(name: str) -> str:
@@ -177,12 +184,7 @@ def paper_table(name: str, dataset: str) -> str:
         recipes.setdefault(recipe, []).append(str(len(results[method, views])))
     counts = ", ".join(f"`{recipe}` {'/'.join(of)}" for recipe, of in recipes.items())
     text = to_markdown(name, dataset, results, f"Ours: recipes on the table's view pairs; runs of each: {counts}.")
-    shared = [
-        f"{method} {views}"
-        for (method, views), found in results.items()
-        if len({run["config"]["seed"] for run in found}) < len(found)
-    ]
-    note = [f"Not a deviation over seeds, since runs share one: {', '.join(shared)}."] * bool(shared)
+    note = of_one_seed([" ".join(key) for key, found in results.items() if share_a_seed(found)])
     return "\n\n".join([*text.split("\n\n")[1:3], *note])  # the page has the heading and the literature
 
 

@@ -256,9 +256,9 @@ def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFram
         raise DataError(f"{where}: cannot be parsed ({_summary(error)})") from None
 
     def column(name: str) -> pl.Series:
-        return frame.to_series(fields.index(name)).str.strip_chars()
+        return frame.to_series(fields.index(name))
 
-    result = _interactions(columns, column)
+    result = _interactions(columns, column, blanks=False)
     # A blank line became a row of nulls.
     blank = frame.select(pl.all_horizontal(pl.all().is_null())).to_series()
     bad = (_incomplete(result) & ~blank).arg_true()
@@ -288,7 +288,7 @@ def _read_parquet(where: str, data: bytes, columns: Columns) -> pl.DataFrame:
     try:
         columns = _chosen_columns(where, columns, list(pl.read_parquet_schema(io.BytesIO(data))))
         frame = pl.read_parquet(io.BytesIO(data), columns=sorted(_named(columns)))
-        result = _interactions(columns, frame.get_column)
+        result = _interactions(columns, frame.get_column, blanks=True)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise DataError(f"{where}: not a readable Parquet file ({_summary(error)})") from None
     bad = _incomplete(result).arg_true()
@@ -326,9 +326,18 @@ def _named(columns: Columns) -> set[str]:
     return {columns.user, columns.item, columns.time} - {""}
 
 
-def _interactions(columns: Columns, column: Callable[[str], pl.Series]) -> pl.DataFrame:
-    """Columns user, item and, if named, time; null where there is no id or no valid time."""
-    result = {"user": _as_id(column(columns.user)), "item": _as_id(column(columns.item))}
+def _interactions(
+    columns: Columns, column: Callable[[str], pl.Series], *, blanks: bool
+) -> pl.DataFrame:
+    """Columns user, item and, if named, time; null where there is no id or no valid time.
+
+    Args:
+        blanks: whether those around an id are part of it.
+    """
+    result = {
+        "user": _as_id(column(columns.user), blanks),
+        "item": _as_id(column(columns.item), blanks),
+    }
     if columns.time:
         result["time"] = _as_number(column(columns.time))
     return pl.DataFrame(result)
@@ -349,7 +358,7 @@ def _check_values(
         raise DataError(f"{place}: expected {_TIME} as {name}, got {value!r}")
 
 
-def _as_id(column: pl.Series) -> pl.Series:
+def _as_id(column: pl.Series, blanks: bool) -> pl.Series:
     """Text or whole numbers, null where there is nothing that names a user or an item."""
     if column.dtype.is_nested():
         return pl.Series([None] * len(column), dtype=pl.String)
@@ -360,7 +369,8 @@ def _as_id(column: pl.Series) -> pl.Series:
     if column.dtype.is_integer():
         return column
     text = column.cast(pl.String)
-    return text.set(text.str.strip_chars() == "", None)
+    stripped = text.str.strip_chars().replace("", None)
+    return text.set(stripped.is_null(), None) if blanks else stripped
 
 
 def _as_number(time: pl.Series) -> pl.Series:

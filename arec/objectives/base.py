@@ -87,6 +87,12 @@ class Objective(nn.Module):
         return self.features(inputs, lengths) @ self.encoder.item_table.T
 
 
+def rows_where(mask: Tensor, *tensors: Tensor) -> list[Tensor]:  # (B, L); (B, L, …) -> (P, …)
+    """What tensors have where a mask is true; a GPU is waited for once, with boolean indices each time."""
+    places = mask.flatten().nonzero().squeeze(1)
+    return [x.flatten(0, 1).index_select(0, places) for x in tensors]
+
+
 def append(
     inputs: Tensor,  # (B, L) int64, right-padded with 0
     lengths: Tensor,  # (B,)

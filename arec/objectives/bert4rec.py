@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from arec.config import Config
 from arec.data.batches import Batch
 from arec.models import Encoder
-from arec.objectives.base import Objective, append
+from arec.objectives.base import Objective, append, rows_where
 from arec.objectives.softmax import item_loss
 
 
@@ -55,6 +55,5 @@ def masked_states(
     last_only = torch.rand(len(items), 1, device=device) < config.last_mask_rate
     masked = (items > 0) & torch.where(last_only, last, masked)
     hidden = encoder(items.masked_fill(masked, encoder.mask_token), lengths)
-    places = masked.flatten().nonzero().squeeze(1)  # as in next_item_loss
-    states, targets = (x.flatten(0, 1).index_select(0, places) for x in (hidden, items))
+    states, targets = rows_where(masked, hidden, items)
     return states, targets

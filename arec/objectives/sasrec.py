@@ -7,7 +7,7 @@ from torch import Tensor
 
 from arec.data.batches import Batch
 from arec.models import Encoder
-from arec.objectives.base import Objective
+from arec.objectives.base import Objective, rows_where
 from arec.objectives.softmax import item_loss
 
 
@@ -29,9 +29,7 @@ def next_item_loss(
         last = encoder(batch.inputs, batch.lengths, last_only=True)
         return item_loss(last, encoder.item_table, batch.targets, sampled_negatives), last
     hidden = encoder(batch.inputs, batch.lengths)
-    # A GPU is waited for here, for the number of targets; boolean indices would wait three times.
-    real = batch.targets.flatten().nonzero().squeeze(1)
-    states, targets = (x.flatten(0, 1).index_select(0, real) for x in (hidden, batch.targets))
+    states, targets = rows_where(batch.targets > 0, hidden, batch.targets)
     loss = item_loss(states, encoder.item_table, targets, sampled_negatives)
     rows = torch.arange(len(hidden), device=hidden.device)
     return loss, hidden[rows, batch.anchor_lengths - 1]

@@ -326,7 +326,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(
   const Reduction how(reduction);
   return with_type(z, [&](auto type) {
     return forward_rows<decltype(type)>(z, threshold, groups, loss, how, histogram_bins,
-                                           {local_begin, local_end});
+                                        {local_begin, local_end});
   });
 }
 

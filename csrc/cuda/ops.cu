@@ -1,5 +1,6 @@
 // The registered ops on CUDA tensors; schemas, shapes and types: arec_kernels/registration.py. Launches go to
-// the current stream, nothing waits for the device, and all can be captured in a CUDA graph.
+// the current stream, nothing waits for the device, and all can be captured in a CUDA graph. All rows are
+// computed, whichever are local.
 //
 // Tested on an H100, but for the float64 of log D between the passes, the reduction of the losses and the
 // center in the thresholds' gradient, which are newer; elsewhere the kernels run in an emulation of a card.
