@@ -9,6 +9,8 @@ import os
 import sys
 from types import TracebackType
 
+__version__ = "0.1.0"
+
 # Where the system gives pages of 2 MB to those who ask, PyTorch asks only if told so before its first
 # tensor. With 100,000s of items a step makes several gradients of the size of their table anew, and
 # mapping these by pages of 4 kB would take a good part of it.

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
+from arec import __version__
 from arec.config import Config
 from arec.errors import UserError, did_you_mean
 
@@ -44,6 +45,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             formatter_class=_Help,
         )
+        self.add_argument("--version", action="version", version=f"arec {__version__}")
 
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"^unrecognized arguments: (--[\w-]+)", message)

@@ -8,10 +8,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from arec.checkpoint import LOG, METRICS, read_config
 from arec.config import PLACES, Config
 from arec.errors import RunError
 from arec.files import user_path
+
+
+class _Written(BaseModel, extra="allow"):
+    """What is read of a file that arec.train has written; there is more in it."""
+
+
+_Figures = dict[str, float]  # by the name of the metric
+
+
+class _Rankings(_Written):
+    filtered: _Figures
+    unfiltered: _Figures
+
+
+class _EpochRecord(_Written):
+    epoch: int
+    loss: float
+    valid: _Rankings
+    alignment: float | None = None
+    uniformity: float | None = None
+    similarity_histogram: list[int] | None = None
+    k_mean: float | None = None
+    k_std: float | None = None
+    k_stat: float | None = None
+    false_negatives: _Figures | None = None
+
+
+class _Metrics(_Written):
+    data: str | None = None
+    valid: _Rankings
+    test: _Rankings
 
 
 @dataclass(frozen=True)
@@ -56,7 +89,7 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
     lines = _text(folder / LOG).splitlines() if finished or (folder / LOG).exists() else []
     if not lines:
         raise RunError(f"{folder}: no epoch is finished yet")
-    log = [_json(folder / LOG, line, "valid", number) for number, line in enumerate(lines, start=1)]
+    log = [_json(folder / LOG, line, _EpochRecord, number) for number, line in enumerate(lines, start=1)]
     return Run(name or folder.name, config, log, read_metrics(folder) if finished else None)
 
 
@@ -67,7 +100,7 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         RunError: they are missing or damaged.
     """
     path = user_path(folder) / METRICS
-    return _json(path, _text(path), "test")
+    return _json(path, _text(path), _Metrics)
 
 
 def _text(path: Path) -> str:
@@ -78,20 +111,26 @@ def _text(path: Path) -> str:
         raise RunError(f"{path}: {reason}") from None
 
 
-def _json(path: Path, text: str, key: str, first_line: int = 1) -> dict[str, Any]:
-    """An object that has `key`, as arec.train writes them."""
+def _json(path: Path, text: str, expected: type[_Written], first_line: int = 1) -> dict[str, Any]:
+    """An object as arec.train writes it."""
     try:
         found = json.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+        expected.model_validate(found)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise RunError(
             f"{path}, line {line}, column {error.colno}: not JSON ({error.msg})"
         ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except (RecursionError, ValueError) as error:  # too deep, a number of thousands of digits
-        raise RunError(f"{path}, line {first_line}: not as arec.train writes it ({error})") from None
-    if not isinstance(found, dict) or key not in found:
-        raise RunError(f"{path}, line {first_line}: expected an object with {key!r}")
-    return found
+        reason = str(error)
+    else:
+        return found
+    raise RunError(f"{path}, line {first_line}: not as arec.train writes it ({reason})")
 
 
 def alike(runs: Sequence[Run], *but: str) -> list[list[Run]]:

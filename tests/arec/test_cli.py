@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,12 @@ def test_the_package_names_its_programs() -> None:
     programs = {path.stem for path in sources if '__name__ == "__main__"' in path.read_text()}
     programs.remove("__main__")
     assert set(re.findall(r"python -m arec\.(\w+)", done.stderr)) == programs
+
+
+@pytest.mark.parametrize("module", ["arec", "arec.train"])
+def test_every_program_tells_the_installed_version(module: str) -> None:
+    shown = subprocess.check_output([sys.executable, "-m", module, "--version"], text=True)
+    assert shown == f"arec {metadata.version('arec')}\n"
 
 
 @pytest.mark.parametrize(
