@@ -116,7 +116,7 @@ def _json(path: Path, text: str, expected: type[_Written], first_line: int = 1) 
     try:
         found = json.loads(text)
         if not isinstance(found, dict):
-            raise ValueError("no object")
+            raise TypeError("no object")
         expected.model_validate(found)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
@@ -126,7 +126,7 @@ def _json(path: Path, text: str, expected: type[_Written], first_line: int = 1) 
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (RecursionError, ValueError) as error:  # too deep, a number of thousands of digits
+    except (RecursionError, TypeError, ValueError) as error:  # too deep, a number of thousands of digits
         reason = str(error)
     else:
         return found
