@@ -35,6 +35,8 @@ LOG = "log.jsonl"
 CANDIDATES = "candidates.npz"
 MESSAGES = "train.log"
 RUN_FILES = (CONFIG, BEST, LAST, METRICS, LOG, CANDIDATES, MESSAGES)
+# Settings that a run may have changed since: where things are, and what the fingerprint of the data tells.
+_FREE = PLACES | {"dataset", "user_column", "item_column", "time_column", "k_core"}
 _LONG = 5.0  # seconds without a word
 
 
@@ -126,6 +128,11 @@ def fingerprint(sequences: Sequences) -> str:
     return digest.hexdigest()
 
 
+def origin(config: Config, sequences: Sequences) -> dict[str, Any]:
+    """What a checkpoint says of how it was trained, and on what; see :func:`check_origin`."""
+    return {"data": fingerprint(sequences), "settings": config.model_dump(mode="json", exclude=_FREE)}
+
+
 def located(config: Config) -> Config:
     """The same settings with whole paths, for a run is evaluated from any folder. What AREC_DATA_DIR names
     becomes `data_dir`; without either, a later AREC_DATA_DIR counts."""
@@ -201,15 +208,23 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
     return candidates
 
 
-def check_data(path: Path, state: dict[str, Any], config: Config, sequences: Sequences) -> None:
-    """That a checkpoint is used with the data it was trained on.
+def check_origin(path: Path, state: dict[str, Any], config: Config, sequences: Sequences) -> None:
+    """That a checkpoint is used with the settings and the data it was trained with.
 
     Raises:
-        RunError: the data are others, or the checkpoint does not say which they were.
+        RunError: they are others, or the checkpoint does not say which data they were.
     """
+    now = origin(config, sequences)
     with fitting(path):
-        trained_on = state["data"]
-    if trained_on != fingerprint(sequences):
+        trained_on, trained_with = state["data"], state.get("settings", {})  # older ones have no settings
+        changed = [name for name, value in trained_with.items() if now["settings"].get(name, value) != value]
+    if changed:
+        name = changed[0]
+        raise RunError(
+            f"{path}: trained with {name} {trained_with[name]}, got {now['settings'][name]} from "
+            f"{path.parent / CONFIG}; put it back, or train a new run"
+        )
+    if trained_on != now["data"]:
         raise RunError(
             f"{path}: trained on other data than {config.dataset} now gives; train a new run, "
             f"or name the file as it was in {path.parent / CONFIG}"
@@ -224,7 +239,7 @@ def restore_model(
     Raises:
         RunError: it does not fit the settings or the data.
     """
-    check_data(path, state, objective.config, sequences)
+    check_origin(path, state, objective.config, sequences)
     with fitting(path):
         weights = state["objective"]
         if not all(weights[name].isfinite().all() for name, _ in objective.named_parameters()):

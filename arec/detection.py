@@ -96,7 +96,8 @@ def simthres_spread(
             batch = batch.to(objective.device)
             groups = objective.groups(batch)
             for z in objective.view_pairs(batch):
-                thresholds.append(objective.thresholds(z, groups).repeat(2))
+                k = objective.thresholds(z, groups)  # of every row, of every sequence, or of all
+                thresholds.append(k.repeat(len(z) // k.numel()))
                 quantiles.append(row_similarity_quantile(z, objective.config.quantile, groups=groups))
     both = torch.stack([torch.cat(thresholds), torch.cat(quantiles)])  # (2, rows)
     both = both[:, both.isfinite().all(dim=0)]  # a small batch may leave a row no quantile

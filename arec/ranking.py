@@ -26,6 +26,7 @@ Candidates = Mapping[str, np.ndarray]
 SAMPLED = 100
 SAMPLED_PROTOCOLS = (f"popular-{SAMPLED}", f"random-{SAMPLED}")
 _TRIES = 2 * SAMPLED
+_MOST_TRIES = 0.1  # an item of the catalogue: so many draws take longer than to put all items in order
 _COLUMNS = 8192  # compared with the target at once
 _USERS = 64
 # On a CPU fewer where there are many items: 16 MB of scores stay in its cache, and in memory that the
@@ -143,23 +144,17 @@ def _draw(
     """Items in proportion to their weights, one after the other, without replacement.
 
     Draws with replacement that leave out what has been drawn are that, and cost nothing for the items
-    that are not drawn, of which there may be millions. Only where they do not suffice, all items that
-    are left are put in order.
+    that are not drawn, of which there may be millions. Only where too many would be needed, all items
+    that are left are put in order.
     """
-    tries = rng.integers(cumulative[-1], size=(len(known), _TRIES))
-    tries = np.searchsorted(cumulative, tries, side="right")
-    row = np.arange(len(known)) * len(cumulative)
-    pairs = row[:, None] + tries  # of a row and an item
-    new = np.zeros(tries.shape, bool)
-    new.flat[np.unique(pairs, return_index=True)[1]] = True
-    out = np.repeat(row, [len(items) for items in known]) + np.concatenate(known)
-    new &= ~np.isin(pairs, out)
-    place = new.cumsum(axis=1) - 1
-    new &= place < SAMPLED
     drawn = np.zeros((len(known), SAMPLED), np.int64)
-    drawn[new.nonzero()[0], place[new]] = tries[new]
+    few, tries = np.arange(len(known)), _TRIES
+    while len(few) and (tries == _TRIES or tries <= _MOST_TRIES * len(cumulative)):
+        for rows in _slices(len(few), max(1, len(known) * _TRIES // tries)):
+            some = few[rows]
+            drawn[some] = _filled(rng, cumulative, [known[one] for one in some], drawn[some], tries)
+        few, tries = few[drawn[few, -1] == 0], 2 * tries
 
-    few = np.flatnonzero(drawn[:, -1] == 0)
     if len(few):
         with np.errstate(divide="ignore"):
             log_weights = np.log(np.diff(cumulative, prepend=0), dtype=np.float32)
@@ -173,6 +168,31 @@ def _draw(
         count = np.count_nonzero(drawn[one])
         drawn[one, count : count + more.shape[1]] = more[0, : SAMPLED - count]
     return drawn
+
+
+def _filled(
+    rng: np.random.Generator,
+    cumulative: np.ndarray,  # as in `_draw`, and the next one
+    known: Sequence[np.ndarray],
+    drawn: np.ndarray,  # (B, SAMPLED) int64, filled up with 0
+    tries: int,
+) -> np.ndarray:  # (B, SAMPLED) int64
+    """`drawn` with what so many more draws with replacement add to each row."""
+    counts = np.count_nonzero(drawn, axis=1)
+    items = rng.integers(cumulative[-1], size=(len(known), tries))
+    items = np.searchsorted(cumulative, items, side="right")
+    row = np.arange(len(known)) * len(cumulative)
+    pairs = row[:, None] + items  # of a row and an item
+    new = np.zeros(items.shape, bool)
+    new.flat[np.unique(pairs, return_index=True)[1]] = True
+    of_known = np.repeat(row, [len(items) for items in known]) + np.concatenate(known)
+    of_drawn = (row[:, None] + drawn)[drawn > 0]
+    new &= ~np.isin(pairs, np.concatenate([of_known, of_drawn]))
+    place = counts[:, None] + new.cumsum(axis=1) - 1
+    new &= place < SAMPLED
+    filled = drawn.copy()
+    filled[new.nonzero()[0], place[new]] = items[new]
+    return filled
 
 
 def rank_targets(

@@ -139,7 +139,7 @@ def write_recommendations() -> None:
         "the user has not; as CSV, in which the score is the logit.",
     )
     # argparse would put RUN last, where it would be taken for one of the ids.
-    parser.usage = "%(prog)s RUN [-h] [--top K] [--users ID [ID ...]]"
+    parser.usage = "%(prog)s RUN [-h] [--version] [--top K] [--users ID [ID ...]]"
     parser.add_argument("run", type=user_path, metavar="RUN", help="folder of a run of arec.train")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="items a user")
     parser.add_argument(

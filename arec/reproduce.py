@@ -14,7 +14,7 @@ from typing import Any
 from arec import parallel
 from arec.checkpoint import (
     BEST,
-    check_data,
+    check_origin,
     is_finished,
     load_data,
     load_state,
@@ -102,7 +102,7 @@ def find_missing(runs: Iterable[Planned]) -> list[Planned]:
             data[which] = load_data(config).sequences
         if finished[folder]:
             best = folder / BEST
-            check_data(best, load_state(best), config, data[which])
+            check_origin(best, load_state(best), config, data[which])
     return [(folder, config) for folder, config in ordered if not finished[folder]]
 
 

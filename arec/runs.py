@@ -32,6 +32,7 @@ class _EpochRecord(_Written):
     epoch: int
     loss: float
     valid: _Rankings
+    data: str | None = None  # their fingerprint
     alignment: float | None = None
     uniformity: float | None = None
     similarity_histogram: list[int] | None = None
@@ -138,7 +139,7 @@ def alike(runs: Sequence[Run], *but: str) -> list[list[Run]]:
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         same = run.config.model_dump_json(exclude=PLACES | {"seed", *but})
-        # A file may have grown between two runs. The built-in data are made by the seed.
-        data = (run.metrics or {}).get("data", "") if run.config.dataset != "builtin" else ""
+        # A file may have grown between two runs. The built-in data are made by the seed. Older logs do not tell.
+        data = (run.metrics or run.log[-1]).get("data", "") if run.config.dataset != "builtin" else ""
         groups.setdefault((same, data), []).append(run)
     return list(groups.values())

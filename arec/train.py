@@ -27,7 +27,6 @@ from arec.checkpoint import (
     LAST,
     MESSAGES,
     METRICS,
-    fingerprint,
     is_finished,
     load_data,
     located,
@@ -266,7 +265,7 @@ def _fit_and_rank(trainer: Trainer) -> dict[str, Any]:
     test = evaluate_model(trainer.objective, split, "test", candidates)
     metrics = {
         "config": config.model_dump(mode="json"),
-        "data": fingerprint(split.sequences),
+        "data": trainer.origin["data"],
         "epochs": len(records),
         "best_epoch": trainer.best_epoch,
         "minutes": sum(record["seconds"] for record in records) / 60,

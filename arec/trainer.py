@@ -19,9 +19,9 @@ from arec.checkpoint import (
     BEST,
     LAST,
     LOG,
-    fingerprint,
     fitting,
     load_state,
+    origin,
     restore_model,
     save,
 )
@@ -88,6 +88,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, split.sequences.num_items).to(self.device)
         self.batches = training_batches(config, split, shares=processes)
+        self.origin = origin(config, split.sequences)
         self.valid_split = split.for_at_most(config.validation_users, config.seed)
         # Fused goes through the item table once a step, not once for each of its operations.
         self.optimizer = torch.optim.AdamW(
@@ -151,6 +152,7 @@ class Trainer:
                     self.objective, self.batches.epoch(epoch - 1)
                 )
         record["seconds"] = time.perf_counter() - start
+        record["data"] = self.origin["data"]
         self.records.append(record)
         if not self.best_epoch or self._validation(epoch) > self._validation(self.best_epoch):
             self.best_epoch = epoch
@@ -230,7 +232,7 @@ class Trainer:
             {
                 "objective": self.objective.state_dict(),
                 "epoch": self.best_epoch,
-                "data": fingerprint(self.split.sequences),
+                **self.origin,
             },
         )
 
@@ -252,7 +254,8 @@ class Trainer:
                 "step": self.step,
                 "sums": self.sums,
                 "seconds": self.seconds,
-                "data": fingerprint(self.split.sequences),
+                "precision": self.precision,
+                **self.origin,
             },
         )
         self.kept = self.step
@@ -280,6 +283,8 @@ class Trainer:
             self.step = self.kept = state["step"]
             self.sums = {name: value.to(self.device) for name, value in state["sums"].items()}
             self.seconds = state["seconds"]
+            # "auto" may be another one here; older states do not say which it was.
+            self.precision = state.get("precision", self.precision)
             if not (0 <= self.best_epoch <= len(self.records) and 0 <= self.step < len(self.batches)):
                 raise ValueError("epochs or batches that are not there")
             for epoch in range(1, len(self.records) + 1):

@@ -60,6 +60,17 @@ def test_a_device_without_memory_is_not_taken_for_a_damaged_checkpoint(tmp_path)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+def test_a_checkpoint_runs_no_code(tmp_path) -> None:
+    class Program:
+        def __reduce__(self):
+            return (tmp_path / "made").mkdir, ()
+
+    checkpoint.save(tmp_path / "last.pt", {"objective": Program()})
+    with pytest.raises(RunError, match="not a readable checkpoint"):
+        checkpoint.load_state(tmp_path / "last.pt")
+    assert not (tmp_path / "made").exists()
+
+
 @pytest.mark.parametrize("damaged", ["empty", "cut off", "numbers", "anywhere"])
 def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, damaged) -> None:
     path = tmp_path / "last.pt"

@@ -83,6 +83,17 @@ def test_spread_is_that_of_k_and_of_the_rows_own_quantiles() -> None:
     assert found["correlation"] == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("of", [1, 2 * SIZE])
+def test_spread_of_thresholds_of_all_rows_and_of_each(monkeypatch, of) -> None:
+    """As a method of one's own may have them."""
+    objective = make_objective()
+    given = torch.linspace(0, 1, of) if of > 1 else torch.tensor(0.5)
+    monkeypatch.setattr(objective, "thresholds", lambda z, groups=None: given)
+    found = simthres_spread(objective, [make_batch(SIZE)])
+    assert found["mean"] == pytest.approx(0.5)
+    assert found["std"] == pytest.approx(given.std(correction=0).item())
+
+
 def test_rows_of_known_targets_are_no_part_of_the_spread() -> None:
     objective = make_objective(quantile=0.7, same_target_negatives=False).eval()
     batch = make_batch(SIZE)

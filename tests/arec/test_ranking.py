@@ -180,10 +180,14 @@ def test_candidates_are_drawn_by_popularity_or_uniformly():
     assert half["popular-100"] < 0.4
 
 
-@pytest.mark.parametrize("tries", [3, 4, 40])
-def test_candidates_are_drawn_one_after_the_other(monkeypatch, tries):
+@pytest.mark.parametrize(
+    ("tries", "most"),
+    [(3, 0), (4, 0), (40, 0), (1, 100)],  # some rows are put in order, some need several rounds
+)
+def test_candidates_are_drawn_one_after_the_other(monkeypatch, tries, most):
     monkeypatch.setattr(ranking, "SAMPLED", 3)
     monkeypatch.setattr(ranking, "_TRIES", tries)
+    monkeypatch.setattr(ranking, "_MOST_TRIES", most)
     weights = np.array([0, 1, 0, 5, 2, 8, 3])
     known = np.tile([4, 0], (50_000, 1))
     drawn = ranking._draw(np.random.default_rng(0), weights.cumsum(), known)

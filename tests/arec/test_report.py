@@ -13,7 +13,7 @@ from programs import call
 from arec import figures, report
 from arec.config import Config
 from arec.figures import FIGURES
-from arec.runs import Run, read_run
+from arec.runs import Run, alike, read_run
 from arec.train import train
 
 EPOCHS = 3
@@ -389,6 +389,15 @@ def test_runs_on_other_data_are_no_row_of_the_table() -> None:
         run.metrics["data"] = data
     rows = report.results_table(runs).splitlines()[2:4]
     assert [row.split("|")[1].strip() for row in rows] == ["a, b", "c"]
+
+
+def test_an_unfinished_run_is_compared_with_a_finished_one_on_the_same_data() -> None:
+    runs = [make("a", dataset="log.csv"), make("b", None, dataset="log.csv"), make("c", None, dataset="log.csv")]
+    for run, data in zip(runs, ("as it was", "as it was", "grown")):
+        run.log[-1]["data"] = data
+        if run.metrics:
+            run.metrics["data"] = data
+    assert [[run.name for run in group] for group in alike(runs)] == [["a", "b"], ["c"]]
 
 
 def test_built_in_data_that_their_seed_made_are_the_same_data() -> None:

@@ -163,7 +163,7 @@ def test_help_shows_its_own_options(monkeypatch, capsys) -> None:
         call(reproduce, monkeypatch, "--help")
     text = capsys.readouterr().out
     assert re.findall(r"^  (?:-h, )?(--\S+)", text, re.MULTILINE) == [
-        "--help", "--seeds", "--runs-dir", "--quick"
+        "--help", "--version", "--seeds", "--runs-dir", "--quick"
     ]  # fmt: skip
     assert "settings of arec.train (see its --help)" in " ".join(text.split())
 
@@ -224,7 +224,7 @@ def test_a_damaged_run_is_one_clear_error(log_file, tmp_path, monkeypatch, refus
     call(reproduce, monkeypatch, *options)
     run = next(tmp_path.glob("*duorec*seed0"))
     (run / "metrics.json").write_text("{}")
-    assert "metrics.json, line 1: expected an object with 'test'" in refused(reproduce, *options)
+    assert "metrics.json, line 1: not as arec.train writes it (valid: Field required)" in refused(reproduce, *options)
 
 
 def test_seeds_count_from_the_one_that_is_given(log_file, tmp_path, monkeypatch) -> None:

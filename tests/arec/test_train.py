@@ -246,6 +246,22 @@ def test_a_run_does_not_go_on_with_other_data(log_file, tmp_path, monkeypatch, r
     assert f"{folder / 'last.pt'}: trained on other data than {log_file}" in error
 
 
+def test_settings_that_were_edited_since_are_not_used(log_file, tmp_path, monkeypatch, refused) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    config = checkpoint.read_config(folder)
+    moved = log_file.rename(tmp_path / "moved.txt.gz")
+    free = config.model_copy(update={"dataset": str(moved)})
+    (folder / "config.toml").write_text(free.to_toml())
+    call(evaluate, monkeypatch, folder)
+    (folder / "config.toml").write_text(free.model_copy(update={"heads": 1}).to_toml())
+    for program, name in ((evaluate, "checkpoint.pt"), (recommend, "checkpoint.pt"), (train, "last.pt")):
+        (folder / "metrics.json").unlink(missing_ok=True)  # as a run cut off before the ranking
+        resume = ["--resume"] if program is train else []
+        error = refused(program, *resume, folder)
+        assert f"{folder / name}: trained with heads 2, got 1 from {folder / 'config.toml'}" in error
+
+
 def test_runs_as_a_module(tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "arec.train", "--epochs", "0"],

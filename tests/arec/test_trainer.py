@@ -113,6 +113,8 @@ def test_the_best_epoch_is_ranked_and_the_data_are_loaded_once(
     assert torch.load(folder / "checkpoint.pt")["epoch"] == 1
     metrics = json.loads((folder / "metrics.json").read_text())
     assert (metrics["best_epoch"], metrics["epochs"]) == (1, 3)
+    first, *others = (json.loads(line)["valid"] for line in (folder / "log.jsonl").read_text().splitlines())
+    assert metrics["valid"] == first and first not in others
     table = capsys.readouterr().out
     call(evaluate, monkeypatch, folder)
     assert capsys.readouterr().out == table
@@ -270,6 +272,15 @@ def test_a_run_says_which_precision_and_data_it_took(
     assert f"on cpu in {precision}" in (run / "train.log").read_text()
 
 
+def test_a_run_goes_on_in_the_precision_it_began_with(tmp_path, monkeypatch) -> None:
+    config = config_of(method="sasrec", epochs=1)
+    for precision in ("bfloat16", "float32"):
+        monkeypatch.setattr(arec.trainer, "pick_precision", lambda name, device, found=precision: found)
+        trainer = Trainer(config, histories(), tmp_path, resume=precision == "float32")
+        trainer.fit()
+        assert trainer.precision == "bfloat16"
+
+
 def test_resume_says_where_it_looked_for_the_data(
     log_file, tmp_path, monkeypatch, capsys, refused
 ) -> None:
@@ -362,15 +373,19 @@ def test_seconds_before_an_interruption_count(tmp_path, monkeypatch) -> None:
 
 
 def test_the_best_epoch_outlives_an_interruption(tmp_path, monkeypatch) -> None:
-    figures = iter([0.3, 0.1, 0.2])
+    figures = iter([0.3, 0.1, None, 0.2])
+    config = config_of(method="sasrec", epochs=3)
 
     def planned(objective, split, stage, **options):
         value = next(figures)
+        if value is None:
+            raise KeyboardInterrupt
         return {name: {"NDCG@10": value} for name in ("filtered", "unfiltered")}
 
     monkeypatch.setattr(arec.trainer, "evaluate_model", planned)
-    Trainer(config_of(method="sasrec", epochs=2), histories(), tmp_path).fit()
-    trainer = Trainer(config_of(method="sasrec", epochs=3), histories(), tmp_path, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, histories(), tmp_path).fit()
+    trainer = Trainer(config, histories(), tmp_path, resume=True)
     trainer.fit()
     assert torch.load(tmp_path / "checkpoint.pt")["epoch"] == trainer.best_epoch == 1
 
@@ -432,6 +447,14 @@ def test_a_seed_has_batches_of_its_own() -> None:
         for seed in (0, 1)
     ]
     assert not torch.equal(*firsts)
+
+
+def test_a_seed_has_a_model_of_its_own(tmp_path) -> None:
+    tables = [
+        Trainer(config_of(method="sasrec", seed=seed), histories(), tmp_path).objective.encoder.item_table
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(*tables[:2]) and not torch.equal(*tables[1:])
 
 
 def test_the_seed_chooses_who_validates(tmp_path) -> None:
