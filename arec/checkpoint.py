@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -47,8 +46,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
     write_bytes(path, buffer.getbuffer())
 
 
-def read_config(run: str | Path) -> Config:
+def read_config(run: str | Path, places: Mapping[str, Any] | None = None) -> Config:
     """The settings of a run.
+
+    Args:
+        places: what to take instead of its own.
 
     Raises:
         RunError: there is no run in the folder.
@@ -57,7 +59,7 @@ def read_config(run: str | Path) -> Config:
     path = Path(run) / CONFIG
     if not path.is_file():
         raise RunError(f"{run}: no run there ({CONFIG} is missing); expected a folder of arec.train")
-    return Config.from_settings({}, path)
+    return Config.from_settings(places or {}, path)
 
 
 def is_finished(folder: Path, config: Config) -> bool:
@@ -151,7 +153,7 @@ def load_data(config: Config, run: Path | None = None) -> LeaveOneOut:
     """
 
     def read() -> LeaveOneOut:
-        long = Timer(_LONG, print, [f"reading {config.dataset}"], {"file": sys.stderr})
+        long = Timer(_LONG, parallel.say, [f"reading {config.dataset}"])
         long.daemon = True
         long.start()
         try:
@@ -270,7 +272,7 @@ def load_run(
         raise RunError(f"{error}{where}") from None
     state = parallel.from_main(lambda: load_state(run / BEST))
     if parallel.is_main() and not (run / METRICS).exists():
-        print(f"{run}: training has not finished; its best epoch so far", file=sys.stderr)
+        parallel.say(f"{run}: training has not finished; its best epoch so far")
     split = load_data(config, run)
     objective = build_objective(config, split.sequences.num_items)
     restore_model(objective, run / BEST, state, split.sequences)

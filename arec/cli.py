@@ -78,8 +78,17 @@ def add_settings(parser: argparse.ArgumentParser, *, listed: bool = True) -> Non
         else:
             is_choice = typing.get_origin(field.annotation) is typing.Literal
             choices = typing.get_args(field.annotation) if is_choice else None
-            metavar = "{" + ",".join(choices) + "}" if choices else name.rsplit("_", 1)[-1].upper()
+            kinds = (field.annotation, *typing.get_args(field.annotation))
+            if choices:
+                metavar = "{" + ",".join(choices) + "}"
+            else:
+                metavar = "N" if int in kinds else "X" if float in kinds else name.rsplit("_", 1)[-1].upper()
             group.add_argument(option, metavar=metavar, default=argparse.SUPPRESS, **shown)
+
+
+def add_device(parser: Parser) -> None:
+    """The option to use a run elsewhere than where it was trained."""
+    parser.add_argument("--device", help="auto, cpu or cuda; default: as the settings of the run say")
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:

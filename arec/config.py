@@ -105,7 +105,7 @@ class Config(BaseModel):
     task: Literal["next-item", "masked-item"] = Field(
         "next-item",
         description="basic loss of the contrastive methods; masked-item: masked items as in "
-        "bert4rec, but scored as by the other methods (4.1.1)",
+        "bert4rec, but scored as by the other methods (the paper's Sec. 4.1.1)",
     )
     mask_rate: float = Field(
         0.2, gt=0, lt=1, description="share of items that the masked-item task masks"
@@ -161,7 +161,8 @@ class Config(BaseModel):
     # Contrastive learning
     views: Literal["un", "su", "us", "us_x", "cl4srec"] = Field(
         "us_x",
-        description="pairs of DuoRec: un (h, h'), su (h, h_sem), us both, us_x (h', h_sem); "
+        description="of features h of a sequence, h' of it with other dropout, h_sem of a sequence with the same "
+        "target: un (h, h'), su (h, h_sem), us both, us_x (h', h_sem); "
         "cl4srec: two of crop, mask, reorder; with masked items us_x is su",
     )
     anchors: Literal["random", "last"] = Field(
@@ -169,9 +170,9 @@ class Config(BaseModel):
         description="all-positions: the views are a window's items up to a random position or to its "
         "last; last: the same ones in most epochs, whose features drift apart from those of all others",
     )
-    crop_ratio: float = Field(0.6, gt=0, le=1, description="share of a sequence that crop keeps")
-    mask_ratio: float = Field(0.3, ge=0, le=1, description="share of its items that mask hides")
-    reorder_ratio: float = Field(0.6, ge=0, le=1, description="share of it that reorder shuffles")
+    crop_ratio: float = Field(0.6, gt=0, le=1, description="cl4srec: share of a sequence that crop keeps")
+    mask_ratio: float = Field(0.3, ge=0, le=1, description="cl4srec: share of a sequence's items that mask hides")
+    reorder_ratio: float = Field(0.6, ge=0, le=1, description="cl4srec: share of a sequence that reorder shuffles")
     similarity: Literal["cosine", "dot"] = Field(
         "cosine",
         description="of cl4srec and duorec; dot: DuoRec's published runs, plain PyTorch, not the op",
@@ -185,7 +186,7 @@ class Config(BaseModel):
     )
     simthres: Literal["learnable", "row", "epoch"] = Field(
         "learnable",
-        description="learnable: by a network (3.2.2); row: each row's own quantile (3.2.1); epoch: "
+        description="learnable: by a network (Sec. 3.2.2); row: each row's own quantile (Sec. 3.2.1); epoch: "
         "the previous epoch's quantile for every row",
     )
     threshold_network: Literal["context", "row", "flattened"] = Field(
@@ -203,7 +204,9 @@ class Config(BaseModel):
         "negatives", description="pairs above SimThres leave the denominator (paper) or stay"
     )
     weighting: Literal["label", "label-unnormalised", "printed"] = Field(
-        "label", description="how Eq. 9's weights are read"
+        "label",
+        description="label: weights of the labels, that sum to 1; label-unnormalised: the same, but a row without "
+        "positives has only partner_weight (the released program); printed: inside the logarithm (Eq. 9)",
     )
     threshold_grad: float | None = Field(
         None,
@@ -251,13 +254,13 @@ class Config(BaseModel):
     @property
     def masked_items(self) -> bool:
         """Whether the encoder is bidirectional, trained on masked items."""
-        masked = self.task == "masked-item" and _compares_views(self)
+        masked = self.task == "masked-item" and _has_contrast(self)
         return self.method == "bert4rec" or masked
 
     @property
     def contrastive(self) -> bool:
         """Whether training compares views."""
-        return _compares_views(self) and self.lambda_cl > 0
+        return _has_contrast(self) and self.lambda_cl > 0
 
     @property
     def adaptive(self) -> bool:
@@ -279,13 +282,17 @@ class Config(BaseModel):
         """Whether SimThres is learnable, but no gradient reaches it."""
         return self.learns_simthres and not self.lambda_reg and self.threshold_grad is None
 
+    def uses(self, setting: str) -> bool:
+        """Whether the others leave it with an effect."""
+        return setting not in _USED or _USED[setting](self)
+
     @property
     def unused(self) -> list[str]:
         """The settings that were given, not as by default, although the others leave them without effect."""
         return sorted(
             name
-            for name in self.model_fields_set & _USED.keys()
-            if not _USED[name](self) and getattr(self, name) != Config.model_fields[name].default
+            for name in self.model_fields_set
+            if not self.uses(name) and getattr(self, name) != Config.model_fields[name].default
         )
 
     @property
@@ -362,7 +369,7 @@ class Config(BaseModel):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def _compares_views(config: Config) -> bool:
+def _has_contrast(config: Config) -> bool:
     return config.method in _CONTRASTIVE
 
 
@@ -371,7 +378,7 @@ _USED: dict[str, Callable[[Config], bool]] = {
     "data_dir": lambda config: config.data_dir is None or config.dataset in NAMES[1:],
     **dict.fromkeys(("mask_rate", "last_mask_rate"), lambda config: config.masked_items),
     "random_windows": lambda config: config.rows == "all-positions",
-    **dict.fromkeys(("task", "views", "lambda_cl"), _compares_views),
+    **dict.fromkeys(("task", "views", "lambda_cl"), _has_contrast),
     **dict.fromkeys(("temperature", "same_target_negatives"), lambda config: config.contrastive),
     "anchors": lambda config: config.contrastive and config.rows == "all-positions",
     **dict.fromkeys(

@@ -28,5 +28,6 @@ class RunError(UserError):
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """The end of a message about an unknown word: the nearest known one, if there is one near."""
-    near = get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else otherwise
+    words = {each.strip("-"): each for each in known}  # hyphens, which all options have, bring none nearer
+    near = get_close_matches(word.strip("-"), words, n=1)
+    return f"; did you mean {words[near[0]]}?" if near else otherwise

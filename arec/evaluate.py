@@ -1,7 +1,8 @@
 """``python -m arec.evaluate RUN``: the test figures of a finished run, again, from its checkpoint.
 
 ``--ranks FILE`` writes the rank of every user's test item besides, from which any other metric can be
-computed, or the significance of a difference between two runs on the same data (``pip install scipy``)::
+computed, or the significance of a difference between two runs on the same data (``pip install scipy``; two
+seeds of one method may differ significantly too: of methods compare each user's mean over several)::
 
     import polars as pl
     from scipy.stats import wilcoxon
@@ -23,7 +24,7 @@ import polars as pl
 
 from arec import parallel
 from arec.checkpoint import RUN_FILES, load_run, sampled_candidates
-from arec.cli import Parser, run_program
+from arec.cli import Parser, add_device, run_program
 from arec.data.split import LeaveOneOut
 from arec.errors import RunError
 from arec.files import user_path, write_text
@@ -96,9 +97,10 @@ def main() -> None:
         help="also write the rank of every user's test item in each ranking, and the length of the "
         "history, as CSV, into a new file, in a new folder if need be",
     )
+    add_device(parser)
     with parallel.joined():
         arguments = parallel.from_main(parser.parse_args)
-        metrics = evaluate_run(arguments.run, arguments.ranks)
+        metrics = evaluate_run(arguments.run, arguments.ranks, device=arguments.device)
         if parallel.is_main():
             print(format_results(metrics))
 

@@ -10,6 +10,7 @@ Tested with gloo on CPUs. GPUs, which take NCCL, have not run this.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ from tqdm import tqdm
 from arec.errors import UserError
 from arec_kernels import distributed
 
+log = logging.getLogger("arec")
 T = TypeVar("T")
 _joined = False
 
@@ -67,9 +69,19 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def say(message: str) -> None:
+    """To whoever waits, from the main process; not where arec's logger is set to show less."""
+    if is_main() and not _quiet():
+        print(message, file=sys.stderr)
+
+
+def _quiet() -> bool:
+    return log.level > logging.INFO
+
+
 def progress(total: int, unit: str, **options: Any) -> tqdm:
     """A bar in the main process, where somebody watches."""
-    hidden = None if is_main() else True  # None: where nobody watches
+    hidden = None if is_main() and not _quiet() else True  # None: where nobody watches
     return tqdm(total=total, unit=unit, dynamic_ncols=True, disable=hidden, **options)
 
 

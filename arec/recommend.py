@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from arec import parallel
 from arec.checkpoint import load_run
-from arec.cli import Parser, run_program
+from arec.cli import Parser, add_device, run_program
 from arec.data.batches import gather_windows
 from arec.data.interactions import Sequences
 from arec.errors import RunError
@@ -139,7 +139,7 @@ def write_recommendations() -> None:
         "the user has not; as CSV, in which the score is the logit.",
     )
     # argparse would put RUN last, where it would be taken for one of the ids.
-    parser.usage = "%(prog)s RUN [-h] [--version] [--top K] [--users ID [ID ...]]"
+    parser.usage = "%(prog)s RUN [-h] [--version] [--top K] [--users ID [ID ...]] [--device DEVICE]"
     parser.add_argument("run", type=user_path, metavar="RUN", help="folder of a run of arec.train")
     parser.add_argument("--top", type=int, default=10, metavar="K", help="items a user")
     parser.add_argument(
@@ -150,10 +150,11 @@ def write_recommendations() -> None:
         help="ids as in the data set, of which unknown ones are named and passed over (one that "
         "begins with a hyphen: --users=ID, again for each); default: everybody",
     )
+    add_device(parser)
     arguments = parser.parse_args()
     if arguments.top < 1:
         parser.error(f"--top: expected at least 1, got {arguments.top}")
-    config, split, objective = load_run(arguments.run, device=None)
+    config, split, objective = load_run(arguments.run, arguments.device)
     sequences = split.sequences
     users = np.flatnonzero(sequences.lengths > 0)
     if arguments.users:

@@ -8,10 +8,9 @@ from itertools import count
 from pathlib import Path
 
 from arec.cli import Parser, run_program
-from arec.config import PLACES, Config
 from arec.figures import FIGURES, Plot
 from arec.files import user_path, write_bytes
-from arec.runs import Run, alike, read_run
+from arec.runs import Run, alike, differing, read_run
 from arec.tables import SUMMARY, markdown_table, summary, with_idle_simthres
 
 TABLE = "results.md"
@@ -35,16 +34,12 @@ def png(plot: Plot, runs: Sequence[Run]) -> bytes:
 def results_table(runs: Sequence[Run]) -> str:
     """Test figures of finished runs, at least one; runs that differ in the seed alone are one row."""
     rows, repeated = [], []
-    differing = [
-        name
-        for name in Config.model_fields
-        if name not in PLACES | {"seed", "dataset"} and len({getattr(run.config, name) for run in runs}) > 1
-    ]
+    changed = differing([run.config for run in runs])
     for group in alike(runs):
         config = group[0].config
         figures = summary([run.metrics for run in group])
         named = ", ".join(run.name for run in group)
-        settings = ", ".join(f"{name} {getattr(config, name)}" for name in differing)
+        settings = ", ".join(f"{name} {getattr(config, name)}" for name in changed)
         rows.append([named, Path(config.dataset).name, settings, *figures])
         if len({run.config.seed for run in group}) < len(group):
             repeated.append(f"Of {named} several have the same seed: not a deviation over seeds.")
@@ -71,6 +66,8 @@ def main() -> None:
         "--out", type=user_path, default=Path("figures"), metavar="DIR", help="where the table and the PNG files go"
     )
     arguments = parser.parse_args()
+    if arguments.out.exists() and not arguments.out.is_dir():
+        parser.error(f"--out: expected a folder, {arguments.out} is a file")
     folders = list(dict.fromkeys(folder.resolve() for folder in arguments.runs))
     runs = [read_run(folder, name) for folder, name in zip(folders, names(folders))]
 

@@ -5,7 +5,6 @@ Runs that are missing are trained, interrupted ones go on, finished ones stay.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from arec.config import Config
 from arec.figures import FIGURES
 from arec.files import user_path, write_bytes, write_text
 from arec.report import png
-from arec.runs import read_run
+from arec.runs import differing, read_run
 from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown, with_idle_simthres
 from arec.train import train
 
@@ -108,8 +107,7 @@ def find_missing(runs: Iterable[Planned]) -> list[Planned]:
 
 def train_all(missing: Sequence[Planned]) -> None:
     for number, (folder, config) in enumerate(missing, start=1):
-        if parallel.is_main():
-            print(f"run {number} of {len(missing)}: {folder}", file=sys.stderr)
+        parallel.say(f"run {number} of {len(missing)}: {folder}")
         train(config, folder)
 
 
@@ -128,6 +126,15 @@ def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) 
         for key, runs in needed.items()
     }
     ours = f"Ours: {over_seeds(len(seeds))}, {describe(plan, needed)}."
+    by_method = {method: runs[0][1] for (method, _), runs in needed.items()}
+    compared = [by_method[method] for method in ("duorec", "adaptiverec")]
+    others = [
+        f"{setting} {' and '.join(str(getattr(config, setting)) for config in compared)}"
+        for setting in differing(compared, "method", "views")
+        if compared[0].uses(setting)
+    ]
+    if others:
+        ours += f" In these two other settings differ too: {', '.join(others)}."
     text = to_markdown(name, plan.name, results, ours)
     write_text(plan.runs_dir / f"{name}-{plan.name}.md", text)
     write_text(plan.runs_dir / f"{name}-{plan.name}.csv", to_csv(name, plan.name, results))
@@ -178,7 +185,7 @@ def planned() -> tuple[str, range, list[Plan], list[TableRuns | FigureRuns], lis
         "Make a table of the paper again, beside its figures, or draw its figures again. Without "
         "--dataset, tables are of the paper's data sets and figures of the built-in data. The "
         "settings of arec.train (see its --help) are options here too, all but --method and "
-        "--views.",
+        "--views (and none from a file: no --config).",
     )
     parser.add_argument("what", choices=(*TABLES, FIGURES_OF), help="which table, or all figures")
     parser.add_argument(
@@ -215,7 +222,7 @@ def planned() -> tuple[str, range, list[Plan], list[TableRuns | FigureRuns], lis
     needed = [plan.table(table, seeds) if table else plan.figures(seeds) for plan in plans]
     missing = find_missing(run for runs in needed for each in runs.values() for run in each)
     for plan, runs in zip(plans, needed):
-        print(f"{plan.name}: {describe(plan, runs)}", file=sys.stderr)
+        parallel.say(f"{plan.name}: {describe(plan, runs)}")
     return arguments.what, seeds, plans, needed, missing
 
 

@@ -101,7 +101,10 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         RunError: they are missing or damaged.
     """
     path = user_path(folder) / METRICS
-    return _json(path, _text(path), _Metrics)
+    try:
+        return _json(path, _text(path), _Metrics)
+    except RunError as error:
+        raise RunError(f"{error}; without it, arec.train --resume ranks again") from None
 
 
 def _text(path: Path) -> str:
@@ -132,6 +135,16 @@ def _json(path: Path, text: str, expected: type[_Written], first_line: int = 1) 
     else:
         return found
     raise RunError(f"{path}, line {first_line}: not as arec.train writes it ({reason})")
+
+
+def differing(configs: Sequence[Config], *but: str) -> list[str]:
+    """The settings, other than these and the seed, of which they have several, wherever the data are."""
+    passed_over = PLACES | {"seed", "dataset", *but}
+    return [
+        name
+        for name in Config.model_fields
+        if name not in passed_over and len({getattr(config, name) for config in configs}) > 1
+    ]
 
 
 def alike(runs: Sequence[Run], *but: str) -> list[list[Run]]:

@@ -9,7 +9,6 @@ import argparse
 import fcntl
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -34,7 +33,7 @@ from arec.checkpoint import (
     sampled_candidates,
 )
 from arec.cli import Parser, add_settings, given_settings, run_program
-from arec.config import RECIPE_NAMES, Config
+from arec.config import PLACES, RECIPE_NAMES, Config
 from arec.device import pick_device, random_numbers_kept
 from arec.errors import ConfigError, RunError
 from arec.files import user_path, write_json, write_text
@@ -63,8 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_settings(parser)
     parsed = parser.parse_args()
-    if parsed.resume and (parsed.config or parsed.run_dir or given_settings(parsed)):
-        parser.error("--resume: the run brings its own settings; expected no other option")
+    if parsed.resume and (parsed.config or parsed.run_dir or given_settings(parsed).keys() - PLACES):
+        parser.error("--resume: the run brings its own settings; expected only --data-dir or --device beside it")
     return parsed
 
 
@@ -79,7 +78,7 @@ def _settings_and_folder() -> tuple[Config, Path]:
     arguments = parse_arguments()
     if arguments.resume:
         folder = arguments.resume
-        config = read_config(folder)
+        config = read_config(folder, given_settings(arguments))
     else:
         config = Config.from_settings(given_settings(arguments), arguments.config)
         folder = arguments.run_dir or _default_folder(config)
@@ -118,8 +117,7 @@ def train(config: Config, folder: str | Path) -> dict[str, Any]:
         raise ConfigError(f"config: expected a Config, as Config.from_settings makes it, got {config!r}")
     config, folder = located(config), user_path(folder)
     if parallel.from_main(lambda: is_finished(folder, config)):
-        if parallel.is_main():
-            print(f"{folder}: finished already, training nothing", file=sys.stderr)
+        parallel.say(f"{folder}: finished already, training nothing")
         return parallel.from_main(lambda: read_metrics(folder))
     with _alone_in(folder):
         device = pick_device(config.device)  # says what is wrong with it, before minutes of reading

@@ -59,17 +59,21 @@ def card_name(name: str) -> str:
 
 
 def commit() -> str:
-    """The checked-out commit, marked where the working tree differs.
+    """The checked-out commit, marked where the code differs; what measuring writes is none.
 
     AREC_COMMIT says it for a copy whose .git is not its own or missing ("unknown").
     """
     if given := os.environ.get("AREC_COMMIT"):
         return given
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True, text=True, cwd=ROOT, check=True,
-        )  # fmt: skip
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!*.md")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip()
+    return f"{head}-dirty" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, cwd=ROOT, check=True
+    ).stdout.strip()

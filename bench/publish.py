@@ -33,6 +33,7 @@ def publish(run: Path) -> None:
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     for record in records:
         record.pop("similarity_histogram", None)  # long; `arec.report` draws it
+        record.pop("data", None)  # as `metrics` has them
     del metrics["config"]["data_dir"]  # where the files lay says nothing of the run
     kept = {"machine": machine(), "published_at_commit": commit(), **metrics, "log": records}
     keep(run.name, kept)

@@ -61,8 +61,10 @@ class _Delimited:
 
 _MOVIELENS_COLUMNS = Columns("userId", "movieId", "timestamp")
 
+_INTER_COLUMNS = Columns("user_id:token", "item_id:token", "timestamp:float")
+
 _DELIMITED = {
-    "*.inter": _Delimited("\t", Columns("user_id:token", "item_id:token", "timestamp:float")),
+    "*.inter": _Delimited("\t", _INTER_COLUMNS),
     # "::" is read as two ":" with an empty field between.
     "*.dat": _Delimited(":", Columns(), ("user", "", "item", "", "rating", "", "timestamp")),
     "*.data": _Delimited("\t", Columns(), ("user", "item", "rating", "timestamp")),
@@ -310,10 +312,13 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
         )
     if not _named(columns) <= set(header):
         found = textwrap.shorten(", ".join(map(repr, header)), 160, placeholder=" …")
+        if columns == _INTER_COLUMNS:
+            hint = "With other columns it is a .tsv, of which "
+        else:
+            hint = "Text files need a header line. In CSV (commas), TSV and Parquet "
         raise DataError(
-            f"{where}: expected the columns {', '.join(sorted(_named(columns)))}; found {found}. "
-            "Text files need a header line. "
-            "In CSV (commas), TSV and Parquet --user-column, --item-column and --time-column say "
+            f"{where}: expected the columns {', '.join(sorted(_named(columns)))}; found {found}. {hint}"
+            "--user-column, --item-column and --time-column say "
             "which ones to read; --time-column '' takes the rows of a user in file order"
         )
     for name in sorted(_named(columns)):

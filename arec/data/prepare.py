@@ -28,13 +28,8 @@ def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
             raise ValueError(f"log: expected no null in {column.name}, got {column.null_count()}")
     users, user_ids = _numbered(log["user"])
     items, item_ids = _numbered(log["item"])
-    tied = 0.0
-    if "time" in log.columns:
-        times = log["time"].to_numpy()
-        order = _time_order(users, times)
-        tied = tied_share(users[order], times[order])
-    else:
-        order = np.argsort(users, kind="stable")
+    times = log["time"].to_numpy() if "time" in log.columns else None
+    order = np.argsort(users, kind="stable") if times is None else _time_order(users, times)
     users, items = users[order], items[order]
     kept = k_core_mask(users, items, k_core)
     if not kept.any():
@@ -42,6 +37,7 @@ def prepare(name: str, log: pl.DataFrame, k_core: int) -> Sequences:
             f"{name}: none of {len(users):,} interactions is left when users and items need "
             f"{k_core} each; set k_core lower"
         )
+    tied = 0.0 if times is None else tied_share(users[kept], times[order][kept])
     users, user_numbers = _compact(users[kept])
     items, item_numbers = _compact(items[kept])
     return Sequences(

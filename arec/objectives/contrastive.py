@@ -79,7 +79,7 @@ class ContrastiveObjective(Objective):
             states, items = masked_states(self.encoder, batch, self.config)
             loss, anchor = item_loss(states, self.encoder.item_table, items, sampled), None
         logged = {"L_basic": loss.detach()}
-        if not self.config.lambda_cl:
+        if not self.config.contrastive:
             return loss, logged
         pairs = self.view_pairs(batch, anchor)
         groups = self.groups(batch)

@@ -233,6 +233,7 @@ def test_legends_have_the_names_of_runs_and_what_is_compared() -> None:
         (lambda folder: (folder / "log.jsonl").write_text(""), "no epoch is finished yet"),
         (lambda folder: (folder / "log.jsonl").write_text("{"), "log.jsonl, line 1, column 2: not JSON"),
         (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json, line 1, column 2: not JSON"),
+        (lambda folder: (folder / "metrics.json").write_text("{"), "without it, arec.train --resume ranks again"),
         (lambda folder: (folder / "metrics.json").write_text("{}"),
          "metrics.json, line 1: not as arec.train writes it (valid: Field required)"),
         (lambda folder: (folder / "log.jsonl").write_text("[]"),

@@ -470,3 +470,27 @@ def test_resume_goes_alone(tmp_path, monkeypatch, capsys, option) -> None:
     with pytest.raises(SystemExit):
         call(train, monkeypatch, "--resume", tmp_path, *option)
     assert "--resume: the run brings its own settings" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_where_the_command_line_says(log_file, tmp_path, monkeypatch, refused) -> None:
+    folder = tmp_path / "run"
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    (folder / "metrics.json").unlink()  # as a run cut off before the ranking
+    assert "device: " in refused(train, "--resume", folder, "--device", "nowhere")
+    assert "device: " in refused(evaluate, folder, "--device", "nowhere")
+    assert "device: " in refused(recommend, folder, "--device", "nowhere")
+    call(train, monkeypatch, "--resume", folder, "--device", "cpu")
+    assert checkpoint.read_config(folder).device == "auto", "its own stay as they were"
+    call(evaluate, monkeypatch, folder, "--device", "cpu")
+
+
+def test_a_logger_that_shows_less_makes_it_quiet(log_file, tmp_path, monkeypatch, capsys) -> None:
+    log = logging.getLogger("arec")
+    log.setLevel(logging.WARNING)
+    config = Config.from_settings({"dataset": str(log_file), "method": "sasrec", "epochs": 1, "hidden_size": 16})
+    try:
+        for _ in range(2):
+            train.train(config, tmp_path / "run")
+    finally:
+        log.setLevel(logging.NOTSET)
+    assert capsys.readouterr().err == ""

@@ -86,6 +86,7 @@ def test_the_share_of_ties():
     log = pl.DataFrame({"user": list("aaabaab"), "item": list("vwxxyzv")})
     times = pl.Series([1, 2, 2, 2, 1, 3, 3])  # a: 1 1 2 2 3, b: 2 3
     assert prepare("log", log.with_columns(time=times), k_core=1).tied == 2 / 5
+    assert prepare("log", log.with_columns(time=times), k_core=2).tied == 0, "of what is kept: a v x, b x v"
     assert prepare("log", log, k_core=1).tied == 0
 
 
