@@ -28,7 +28,6 @@ from arec.cli import Parser, add_device, run_program
 from arec.data.split import LeaveOneOut
 from arec.errors import RunError
 from arec.files import user_path, write_text
-from arec.metrics import CUTOFFS
 from arec.ranking import evaluate_ranks, rank_shared
 from arec.results import final_metrics, format_results
 from arec.scoring import score_batches
@@ -54,13 +53,13 @@ def evaluate_run(
     if ranks:
         parallel.from_main(lambda: _check_new(ranks, folder))
     config, split, objective = load_run(folder, device)
-    candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
-    found, lists = rank_shared(
-        split, "test", lambda part: score_batches(objective, part, "test"), candidates, max(CUTOFFS)
+    candidates = parallel.scattered(lambda: sampled_candidates(folder, split, config.seed))
+    found, given = rank_shared(
+        split, "test", lambda part: score_batches(objective, part, "test"), candidates
     )
     if ranks:
         parallel.from_main(lambda: write_text(ranks, user_ranks(split, found).write_csv()))
-    return final_metrics(objective, split, candidates, evaluate_ranks(split, "test", found, lists))
+    return final_metrics(objective, split, candidates, evaluate_ranks(split, "test", found, given))
 
 
 def _check_new(path: Path, run: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 CUTOFFS = (5, 10, 20, 50)
 
+
 def metrics_from_ranks(
     ranks,  # (E,) int, 1 is the top
     cutoffs: Sequence[int] = CUTOFFS,
@@ -36,8 +37,18 @@ def metrics_from_ranks(
     }
 
 
-def metrics_from_lists(
+def listed(
     items: np.ndarray,  # (E, K) int, recommended items, best first; 0 is none
+    num_items: int,
+    cutoffs: Sequence[int] = CUTOFFS,
+) -> np.ndarray:
+    """(len(cutoffs), num_items + 1) int64, in how many lists each item is among the first k."""
+    counted = [np.bincount(items[:, :k].ravel(), minlength=num_items + 1) for k in cutoffs]
+    return np.stack(counted).astype(np.int64)
+
+
+def metrics_from_lists(
+    given: np.ndarray,  # (len(cutoffs), num_items + 1) int, see `listed`
     targets: np.ndarray,  # (E,) int, what the users chose
     counts: np.ndarray,  # (num_items + 1,) int, how often each item occurs in the training part
     cutoffs: Sequence[int] = CUTOFFS,
@@ -54,9 +65,8 @@ def metrics_from_lists(
     """
     chosen = counts[targets].mean()
     metrics = {}
-    for k in cutoffs:
-        given = np.bincount(items[:, :k].ravel(), minlength=len(counts))[1:]
-        metrics[f"Coverage@{k}"] = float(np.count_nonzero(given) / len(given))
-        bias = given @ counts[1:] / given.sum() / chosen if given.any() and chosen else 0.0
+    for k, times in zip(cutoffs, given[:, 1:]):
+        metrics[f"Coverage@{k}"] = float(np.count_nonzero(times) / len(times))
+        bias = times @ counts[1:] / times.sum() / chosen if times.any() and chosen else 0.0
         metrics[f"PopularityBias@{k}"] = float(bias)
     return metrics

@@ -113,9 +113,38 @@ def from_main(make: Callable[[], T]) -> T:
     return box[0]
 
 
-def share(rows: int) -> slice:
-    """Of so many rows, those of this process."""
-    return slice(rows * rank() // count(), rows * (rank() + 1) // count())
+def share(rows: int, of: int | None = None) -> slice:
+    """Of so many rows, those of a process, by default this one."""
+    of = rank() if of is None else of
+    return slice(rows * of // count(), rows * (of + 1) // count())
+
+
+def scattered(make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Call ``make`` in the main process, and return of its arrays the rows that are this process's `share`."""
+    if count() == 1:
+        return make()
+    whole: dict[str, np.ndarray] = {}
+    from_main(lambda: whole.update(make()))
+    parts = [{name: rows[share(len(rows), each)] for name, rows in whole.items()} for each in range(count())]
+    box: list[Any] = [None]
+    dist.scatter_object_list(box, parts if is_main() else None)
+    return box[0]
+
+
+def smallest(number: int) -> int:
+    """Of those of all processes."""
+    least = torch.tensor(number)
+    if count() > 1:
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
+
+
+def summed(own: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The sums of all processes' arrays, which have the same shapes everywhere."""
+    if count() > 1:
+        for array in own.values():
+            dist.all_reduce(torch.from_numpy(array))  # in place
+    return own
 
 
 def share_of_mean(mean: Tensor, rows: int) -> Tensor:

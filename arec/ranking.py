@@ -16,11 +16,11 @@ import torch
 from arec import parallel
 from arec.data.batches import gather_windows
 from arec.data.split import LeaveOneOut, Stage
-from arec.metrics import CUTOFFS, metrics_from_lists, metrics_from_ranks
+from arec.metrics import CUTOFFS, listed, metrics_from_lists, metrics_from_ranks
 
 # Users (B,), numbered as in `Sequences`, and their scores (B, num_items + 1).
 ScoreBatch = tuple[np.ndarray, torch.Tensor]
-# Sampled candidates of each ranked user by protocol, (E, 100) int32, filled up with 0.
+# Sampled candidates of ranked users by protocol, (E, 100) int32, filled up with 0.
 Candidates = Mapping[str, np.ndarray]
 
 SAMPLED = 100
@@ -255,18 +255,22 @@ def rank_shared(
     stage: Stage,
     scores: Callable[[LeaveOneOut], Iterable[ScoreBatch]],
     candidates: Candidates | None = None,
-    top: int = 0,
+    *,
+    lists: bool = True,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """`rank_targets`, of which several processes each rank for a share of the users, and have all.
+    """The ranks of `rank_targets`, and what its lists hold: see `arec.metrics.listed`.
+
+    Of several processes each ranks for a share of the users; all get the ranks and counts of all.
 
     Args:
         scores: the batches of `rank_targets` for the `eval_users` of a split.
+        candidates: of the users of this process, see `parallel.scattered`.
+        lists: without them there are no counts, and there is less to do.
     """
-    own = parallel.share(len(split.eval_users))
-    part = split.for_users(split.eval_users[own])
-    sampled = {name: rows[own] for name, rows in (candidates or {}).items()}
-    ranks, lists = rank_targets(part, stage, scores(part), sampled, top)
-    return parallel.concatenated(ranks), parallel.concatenated(lists)
+    part = split.for_users(split.eval_users[parallel.share(len(split.eval_users))])
+    ranks, best = rank_targets(part, stage, scores(part), candidates, max(CUTOFFS) if lists else 0)
+    given = {name: listed(items, split.sequences.num_items) for name, items in best.items() if lists}
+    return parallel.concatenated(ranks), parallel.summed(given)
 
 
 def evaluate_scores(
@@ -279,27 +283,23 @@ def evaluate_scores(
 ) -> dict[str, dict[str, float]]:
     """The metrics of each protocol: of ranks and, among all items, of lists too (`arec.metrics`).
 
-    Args:
-        scores: see `rank_shared`.
-        candidates: see `rank_targets`.
-        lists: without them there are the metrics of ranks only, and less to do.
+    Args: see `rank_shared`.
     """
-    top = max(CUTOFFS) if lists else 0
-    return evaluate_ranks(split, stage, *rank_shared(split, stage, scores, candidates, top))
+    return evaluate_ranks(split, stage, *rank_shared(split, stage, scores, candidates, lists=lists))
 
 
 def evaluate_ranks(
     split: LeaveOneOut,
     stage: Stage,
     ranks: Mapping[str, np.ndarray],
-    lists: Mapping[str, np.ndarray],
+    given: Mapping[str, np.ndarray],
 ) -> dict[str, dict[str, float]]:
-    """`evaluate_scores` of the ranks and lists of `rank_shared`; lists of no items have no metrics."""
+    """`evaluate_scores` of what `rank_shared` returns."""
     metrics = {protocol: metrics_from_ranks(r) for protocol, r in ranks.items()}
-    if any(items.shape[1] for items in lists.values()):
+    if given:
         targets, counts = split.targets(stage), split.train_counts()
-        for protocol, items in lists.items():
-            metrics[protocol] |= metrics_from_lists(items, targets, counts)
+        for protocol, times in given.items():
+            metrics[protocol] |= metrics_from_lists(times, targets, counts)
     return metrics
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from arec import parallel
 from arec.data.split import LeaveOneOut
 from arec.detection import false_negative_detection, simthres_spread
 from arec.objectives import Objective
@@ -24,7 +25,7 @@ def final_metrics(
     """Test figures, those of the popularity baseline, and what planted data add.
 
     Args:
-        candidates: of the test stage, see :func:`arec.ranking.draw_candidates`.
+        candidates: of the test stage, see :func:`arec.ranking.rank_shared`.
         test: the model's test figures.
 
     Returns:
@@ -42,7 +43,8 @@ def final_metrics(
         metrics["upper_bound"] = evaluate_scores(
             split, "test", lambda part: upper_bound_scores(part, "test"), candidates
         )
-    fewest = min(int((sampled > 0).sum(axis=1).min()) for sampled in candidates.values())
+    there = [(sampled > 0).sum(axis=1).min(initial=SAMPLED) for sampled in candidates.values()]
+    fewest = parallel.smallest(int(min(there)))
     if fewest < SAMPLED:
         metrics["fewest_candidates"] = fewest
     config = objective.config

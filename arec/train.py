@@ -255,7 +255,7 @@ def _fit_and_rank(trainer: Trainer) -> dict[str, Any]:
             )
     trainer.restore_best()
     log.info("ranking for %d users", len(split.eval_users))
-    candidates = parallel.from_main(lambda: sampled_candidates(folder, split, config.seed))
+    candidates = parallel.scattered(lambda: sampled_candidates(folder, split, config.seed))
     if config.validation_users is None:
         valid = records[trainer.best_epoch - 1]["valid"]
     else:

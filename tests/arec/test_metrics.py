@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
-from arec.metrics import metrics_from_lists, metrics_from_ranks
+from arec.metrics import listed, metrics_from_lists, metrics_from_ranks
 from arec.ranking import target_ranks
 
 
@@ -68,7 +68,7 @@ def test_cutoff_below_one_is_refused():
 def test_known_lists():
     counts = np.array([0, 8, 4, 2, 0])
     lists = np.array([[1, 2, 0], [1, 3, 4]])
-    metrics = metrics_from_lists(lists, np.array([2, 4]), counts, (1, 3))
+    metrics = metrics_from_lists(listed(lists, 4, (1, 3)), np.array([2, 4]), counts, (1, 3))
     assert metrics == pytest.approx(
         {
             "Coverage@1": 1 / 4,
@@ -80,13 +80,13 @@ def test_known_lists():
 
 
 def test_lists_of_nothing_are_no_error():
-    metrics = metrics_from_lists(np.zeros((2, 3), int), np.array([1, 1]), np.array([0, 0]), (3,))
+    metrics = metrics_from_lists(listed(np.zeros((2, 3), int), 1, (3,)), np.array([1, 1]), np.array([0, 0]), (3,))
     assert metrics == {"Coverage@3": 0, "PopularityBias@3": 0}
 
 
 def test_ratios_of_lists_count_what_is_given():
-    items, counts = np.array([[1, 0, 0], [0, 0, 0]]), np.array([0, 6, 2])
-    metrics = metrics_from_lists(items, np.array([1, 2]), counts, (3,))
+    given, counts = listed(np.array([[1, 0, 0], [0, 0, 0]]), 2, (3,)), np.array([0, 6, 2])
+    metrics = metrics_from_lists(given, np.array([1, 2]), counts, (3,))
     assert metrics == {"Coverage@3": 0.5, "PopularityBias@3": 6 / 4}
-    never_trained_on = metrics_from_lists(items, np.array([1, 2]), np.zeros(3, int), (3,))
+    never_trained_on = metrics_from_lists(given, np.array([1, 2]), np.zeros(3, int), (3,))
     assert never_trained_on == {"Coverage@3": 0.5, "PopularityBias@3": 0.0}

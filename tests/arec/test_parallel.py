@@ -64,7 +64,9 @@ def ranked() -> dict:
     split = histories(items=300)
     torch.manual_seed(0)
     objective = build_objective(config_of(method="sasrec"), 300)
-    return evaluate_model(objective, split, "test", draw_candidates(split, "test", 0))
+    return evaluate_model(
+        objective, split, "test", parallel.scattered(lambda: draw_candidates(split, "test", 0))
+    )
 
 
 def cut_off(at: tuple[int, int] | None, run: Path) -> dict[str, Tensor]:

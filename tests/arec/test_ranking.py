@@ -15,7 +15,6 @@ from arec.data import builtin
 from arec.data.split import LeaveOneOut
 from arec.ranking import (
     draw_candidates,
-    evaluate_ranks,
     evaluate_scores,
     popularity_scores,
     rank_targets,
@@ -214,10 +213,11 @@ def test_sampled_protocols_stand_beside_the_whole_ranking(split):
 def test_lists_are_measured_by_what_is_trained_on():
     # The last two of each are held out.
     split = LeaveOneOut(sequences_of([1, 2, 1, 3], [1, 1, 4, 2], num_items=4))
-    ranks, lists = rank_targets(split, "test", [(np.array([0, 1]), torch.tensor([[0.0, 3, 2, 1, 0]] * 2))], top=1)
-    metrics = evaluate_ranks(split, "test", ranks, lists)
-    # Trained on: item 1 three times, item 2 once. Recommended: 1 and 1. Chosen: 3 and 2.
-    assert metrics["unfiltered"]["PopularityBias@5"] == (3 + 3) / (0 + 1)
+    metrics = evaluate_scores(
+        split, "test", lambda part: [(part.eval_users, torch.tensor([[0.0, 3, 2, 1, 0]] * 2))]
+    )
+    # Trained on: item 1 three times, item 2 once. Recommended: all four. Chosen: 3 and 2.
+    assert metrics["unfiltered"]["PopularityBias@5"] == (3 + 1 + 0 + 0) / 4 / ((0 + 1) / 2)
 
 
 def test_users_must_come_once_each(split):
