@@ -158,16 +158,18 @@ def test_a_checkpoint_of_other_settings_is_one_clear_error(
     call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
     toml = (folder / "config.toml").read_text()
 
-    def change_settings() -> None:
+    def change_settings() -> str:
         (folder / "config.toml").write_text(toml.replace("hidden_size = 16", "hidden_size = 32"))
+        return "trained with hidden_size 16, got 32 from"
 
-    def change_checkpoints() -> None:
+    def change_checkpoints() -> str:
         for name in ("checkpoint.pt", "last.pt"):
             torch.save([1], folder / name)
+        return "does not fit the settings of config.toml"
 
     (folder / "metrics.json").unlink()  # or there would be nothing to go on with
     for breaks in (change_settings, change_checkpoints):
-        breaks()
+        message = breaks()
         for arguments in ([evaluate, folder], [recommend, folder], [train, "--resume", folder]):
             capsys.readouterr()
             error = refused(arguments[0], *arguments[1:])
