@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from arec.checkpoint import LOG, METRICS, read_config
 from arec.config import PLACES, Config
@@ -16,11 +16,15 @@ from arec.errors import RunError
 from arec.files import user_path
 
 
-class _Written(BaseModel, extra="allow"):
+class _Written(BaseModel, extra="allow", strict=True):
     """What is read of a file that arec.train has written; there is more in it."""
 
 
-_Figures = dict[str, float]  # by the name of the metric
+class _Figures(_Written):
+    __pydantic_extra__: dict[str, float]
+
+    ndcg: float = Field(alias="NDCG@10")
+    recall: float = Field(alias="Recall@10")
 
 
 class _Rankings(_Written):
@@ -39,7 +43,7 @@ class _EpochRecord(_Written):
     k_mean: float | None = None
     k_std: float | None = None
     k_stat: float | None = None
-    false_negatives: _Figures | None = None
+    false_negatives: dict[str, float] | None = None
 
 
 class _Metrics(_Written):
@@ -119,8 +123,6 @@ def _json(path: Path, text: str, expected: type[_Written], first_line: int = 1) 
     """An object as arec.train writes it."""
     try:
         found = json.loads(text)
-        if not isinstance(found, dict):
-            raise TypeError("no object")
         expected.model_validate(found)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
@@ -129,8 +131,9 @@ def _json(path: Path, text: str, expected: type[_Written], first_line: int = 1) 
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    except (RecursionError, TypeError, ValueError) as error:  # too deep, a number of thousands of digits
+        what = "expected an object" if first["type"] == "model_type" else first["msg"]
+        reason = ": ".join(filter(None, (".".join(map(str, first["loc"])), what)))
+    except (RecursionError, ValueError) as error:  # too deep, a number of thousands of digits
         reason = str(error)
     else:
         return found

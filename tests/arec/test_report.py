@@ -21,7 +21,10 @@ EPOCHS = 3
 
 def record(epoch: int, config: Config) -> dict[str, Any]:
     """An epoch as a method of the configuration logs it on built-in data."""
-    ranked = {"filtered": {"NDCG@10": 0.02 * epoch}, "unfiltered": {"NDCG@10": 0.01 * epoch}}
+    ranked = {
+        name: {"NDCG@10": share * epoch, "Recall@10": 2 * share * epoch}
+        for name, share in (("filtered", 0.02), ("unfiltered", 0.01))
+    }
     logged: dict[str, Any] = {"epoch": epoch, "loss": 1.0, "valid": ranked}
     if config.contrastive:
         values = np.random.default_rng(epoch).normal(0.2, 0.2, size=1000).clip(-1, 1)
@@ -237,10 +240,22 @@ def test_legends_have_the_names_of_runs_and_what_is_compared() -> None:
         (lambda folder: (folder / "metrics.json").write_text("{}"),
          "metrics.json, line 1: not as arec.train writes it (valid: Field required)"),
         (lambda folder: (folder / "log.jsonl").write_text("[]"),
-         "log.jsonl, line 1: not as arec.train writes it (no object)"),
+         "log.jsonl, line 1: not as arec.train writes it (expected an object)"),
         (
             lambda folder: (folder / "log.jsonl").write_text('{"epoch": 1, "loss": 2, "valid": {"filtered": 3}}'),
-            "(valid.filtered: Input should be a valid dictionary)",
+            "(valid.filtered: expected an object)",
+        ),
+        (
+            lambda folder: (folder / "metrics.json").write_text(
+                (folder / "metrics.json").read_text().replace('"NDCG@10": 0.1,', '"NDCG@10": "0.1",')
+            ),
+            ".filtered.NDCG@10: Input should be a valid number)",
+        ),
+        (
+            lambda folder: (folder / "metrics.json").write_text(
+                (folder / "metrics.json").read_text().replace('"Recall@10"', '"Recall"')
+            ),
+            ".filtered.Recall@10: Field required)",
         ),
         (lambda folder: (folder / "log.jsonl").write_text("9" * 5000),
          "log.jsonl, line 1: not as arec.train writes it"),
