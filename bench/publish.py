@@ -5,7 +5,7 @@
     python bench/publish.py                 only render the pages' result sections again
 
 Their sections between ``<!-- results:NAME -->`` marks hold nothing typed by hand. NAME is that of a
-Markdown file in bench/results/, "curve-" and the name of a published run, "simthres", a table of the
+Markdown file in bench/results/, "curve-" and the name of a published run, "simthres", "commands", a table of the
 paper and a data set, or part of the names of published runs, of which "recipes-" before it leaves
 those that are recipes. A folder whose name ends in -seed-N is another run of what has the name
 without that, with this seed.
@@ -17,6 +17,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from provenance import RESULTS, ROOT, commit, keep, machine
@@ -151,6 +152,31 @@ def simthres_table() -> str:
     return "\n".join(lines)
 
 
+def commands_table() -> str:
+    """How each published run that is no recipe was started: from the recipe that it differs least from."""
+    recipes = {path.stem: Config.from_settings({}, path.stem) for path in RECIPES.glob("*.toml")}
+    rows = []
+    for name, runs in by_name("").items():
+        if "config" not in runs[0] or name in recipes:
+            continue
+        config = Config.model_validate({**runs[0]["config"], "seed": 0, "device": "auto"})
+        changes = {
+            recipe: {key: value for key, value in config.model_dump().items() if value != getattr(usual, key)}
+            for recipe, usual in recipes.items()
+        }
+        nearest = min(sorted(changes), key=lambda recipe: len(changes[recipe]))
+        options = " ".join(_option(key, value) for key, value in changes[nearest].items())
+        rows.append([f"`{name}`", f"`--config {nearest} {options}`"])
+    return "\n".join(markdown_table(["run", "python -m arec.train"], rows))
+
+
+def _option(name: str, value: Any) -> str:
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {'none' if value is None else Path(value).name if name == 'dataset' else value}"
+
+
 def widths_table(name: str) -> str:
     """What the width of the rows changes, from a record of `bench/report_cpu.py`."""
     rows = json.loads((RESULTS / f"{name}.json").read_text())["benchmarks"]
@@ -202,6 +228,8 @@ def render(page: Path) -> str:
             body = widths_table(match[1].removeprefix("widths-"))
         elif match[1] == "simthres":
             body = simthres_table()
+        elif match[1] == "commands":
+            body = commands_table()
         elif match[1].startswith(tuple(TABLES)):
             body = paper_table(*match[1].split("-", 1))
         else:
