@@ -2,7 +2,8 @@
 
 A new method is a file here, its class in `_METHODS` below, its name at `Config.method` and a recipe. One
 that compares views derives from `ContrastiveObjective` and stands in `_CONTRASTIVE` of `arec.config`, one
-that compares them with SimThres from `AdaptiveRec` and in `_ADAPTIVE` too. A setting of its own is a field
+that compares them with SimThres from `AdaptiveRec` and in `_ADAPTIVE` too; where it has thresholds of its
+own, its recipe says ``simthres = "row"``, or it gets a network g that nothing uses. A setting of its own is a field
 of `Config`, with a line of `_USED` there that says which runs use it, and a case of
 `tests/arec/test_settings.py`; `tests/arec/test_methods.py` trains every method. The targets of a batch
 have another shape with ``rows="prefix"`` (`arec.data.batches.Batch`), of which `next_item_loss` of `sasrec`
