@@ -29,7 +29,6 @@ struct Amx : Avx512 {
   static constexpr int kPack = 2;
   static constexpr bool kRounded = parts == 1, kTiles = true, kSymmetric = parts == 1;
   static constexpr int kRows = kSide, kPanelVectors = kSide / 16;
-  static constexpr int kSteps = parts == 1 ? 1 : 6, kIncrements = parts == 1 ? 64 : 32;
   static constexpr int64_t kBlock = parts * 2 * kTileLanes;
 
   // The tile registers, all of 16 rows of 16 lanes, while the object lives.
@@ -65,10 +64,9 @@ struct BlockSums {
 // gcc does not know that tile loads and stores read and write memory.
 inline void memory_barrier() { asm volatile("" ::: "memory"); }
 
-// C (kSide, kSide) = or += A B, blocks side by side of one step of the sum each. beside(k) is called after
-// every four instructions.
-template <int parts, bool accumulate, class Beside>
-inline void block_product(const float* a, const float* b, int64_t steps, BlockSums c, Beside beside) {
+// C (kSide, kSide) = or += A B, blocks side by side of one step of the sum each.
+template <int parts, bool accumulate>
+inline void block_product(const float* a, const float* b, int64_t steps, BlockSums c) {
   constexpr int64_t block = Amx<parts>::kBlock;
   const int64_t c_bytes = c.row * 4;
   memory_barrier();
@@ -83,7 +81,6 @@ inline void block_product(const float* a, const float* b, int64_t steps, BlockSu
     _tile_zero(2);
     _tile_zero(3);
   }
-  int64_t calls = 0;
   for (int64_t step = 0; step < steps; ++step, a += block, b += block) {
     const auto left = [&](int part) {
       _tile_loadd(4, a + left_tile(part, 0), 64);
@@ -93,12 +90,11 @@ inline void block_product(const float* a, const float* b, int64_t steps, BlockSu
       _tile_loadd(6, b + right_tile<parts>(part, 0), 64);
       _tile_loadd(7, b + right_tile<parts>(part, 1), 64);
     };
-    const auto multiply = [&] {
+    const auto multiply = [] {
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
-      beside(calls++);
     };
     if constexpr (parts == 3) {
       left(0), right(2), multiply();
@@ -119,11 +115,11 @@ inline void block_product(const float* a, const float* b, int64_t steps, BlockSu
 }
 
 // S (kSide, kSide): rows of z from `row` on times those from `column` on.
-template <int parts, class Beside>
+template <int parts>
 inline void similarities(Amx<parts>, const Embeddings<float>& z, int64_t row, int64_t column, float* s,
-                         int64_t s_row, Beside beside) {
+                         int64_t s_row, Nothing) {
   block_product<parts, false>(z.rows + row * z.row_lanes, z.panels + column * z.panel_lanes, z.depth,
-                              {s, s_row, 16, 16 * s_row}, beside);
+                              {s, s_row, 16, 16 * s_row});
 }
 
 // The first bfloat16 part of floats, in the upper halves: the nearest one, or that towards 0. NaN stays NaN.
@@ -197,15 +193,13 @@ inline void add_gradients(Amx<parts> v, const Backward<float>& p, int64_t row, i
   pack_block<parts, parts == 1>(g, along, across);  // three parts are exact either way
   const float* const right = z.row_pairs + column * z.pair_lanes;
   const float* const left = z.column_pairs + row * z.pair_lanes;
-  const auto nothing = [](int64_t) {};
   for (int64_t d = 0; d < z.depth; ++d)
     block_product<parts, true>(along, right + d * block, 1,
-                               {p.gradient + row * z.width + d * kSide, z.width, 16, 16 * z.width}, nothing);
+                               {p.gradient + row * z.width + d * kSide, z.width, 16, 16 * z.width});
   for (int64_t d = 0; d < z.depth; ++d)
     block_product<parts, true>(left + d * block, across, 1,
                                {p.transposed + column * z.transposed + d * kSide * kSide, 16, kTileLanes,
-                                2 * kTileLanes},
-                               nothing);
+                                2 * kTileLanes});
 }
 
 // Adds what the products above summed transposed to the gradient of rows [row, row + kSide).

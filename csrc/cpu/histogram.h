@@ -6,9 +6,8 @@ namespace {
 
 // Counts unordered pairs in `counts` (bins + kNowhere), a band (V::kRows, kSide) at a time. The bins of a band
 // are found in add(), and its counters go up while the next band is computed: the first cache takes a store a
-// cycle, and there are other things to do meanwhile. The first kBeside of them go up in next(), beside the
-// products of the next band; [begin_, end_) are still to come. The rest, half of them where products have a
-// unit of their own (V::kTiles) and are over sooner, go up in add(), beside its sums.
+// cycle, and there are other things to do meanwhile. That is in next(), beside the products, a few in each step;
+// where products have a unit of their own (V::kTiles) in add(), beside the sums.
 template <class V>
 class BinCounter {
  public:
@@ -17,43 +16,38 @@ class BinCounter {
   BinCounter(int64_t bins, uint32_t* counts)
       : counts_(counts), last_(T(bins - 1)), half_bins_(T(bins) / 2), nowhere_(V::iota(T(bins))) {
     // What the first band finds of the one before it.
-    for (int64_t k = kBeside; k < kBand; ++k) bands_[0][k] = uint32_t(bins + k % kNowhere);
+    for (int64_t k = 0; k < kBand; ++k) band_[k] = uint32_t(bins + k % kNowhere);
   }
   BinCounter(const BinCounter&) = delete;
-  ~BinCounter() {
-    if (end_ > 0) end_ = kBand;  // no band follows, so the second part is counted here as well
-    count_rest();
-  }
+  ~BinCounter() { count(begin_, kBand); }
 
   // Increments for `steps` steps of a product.
   auto next(int64_t steps) {
-    const int64_t left = (end_ - begin_) / kStep;
-    const int64_t used = steps < left ? steps : left;
-    const uint32_t* const at = band_ + begin_;
-    begin_ += used * kStep;
-    return [counts = counts_, at, used](int64_t step) {
-      if (step < used)
+    if constexpr (V::kTiles) {
+      return Nothing();
+    } else {
+      const int64_t left = (kBand - begin_) / kStep;
+      const int64_t used = steps < left ? steps : left;
+      const uint32_t* const at = band_ + begin_;
+      begin_ += used * kStep;
+      return [counts = counts_, at, used](int64_t step) {
+        if (step < used)
 #pragma GCC unroll 4
-        for (int k = 0; k < kStep; ++k) ++counts[at[step * kStep + k]];
-    };
+          for (int k = 0; k < kStep; ++k) ++counts[at[step * kStep + k]];
+      };
+    }
   }
 
   // A new band follows, every vector of which has to be added.
   void start_band() {
-    count_rest();
+    if constexpr (!V::kTiles) count(begin_, kBand);
     begin_ = 0;
-    end_ = kBeside;
-    before_ = band_;
-    band_ = band_ == bands_[0] ? bands_[kBands - 1] : bands_[0];
   }
 
   // Lanes that are NaN, or no `candidate` where the tile is masked, are nowhere.
   template <bool masked>
   void add(int64_t at, typename V::Reg x, [[maybe_unused]] typename V::Mask candidate) {
-    if constexpr (kBeside < kBand) {
-#pragma GCC unroll 8
-      for (int k = 0; k < V::kLanes / 2; ++k) ++counts_[before_[kBeside + at / 2 + k]];
-    }
+    if constexpr (V::kTiles) count(at, at + V::kLanes);
     const auto half_bins = V::broadcast(half_bins_);
     auto bin = V::min(V::broadcast(last_), V::max(V::broadcast(0), x * half_bins + half_bins));
     if constexpr (masked) bin = V::select(candidate, bin, nowhere_);
@@ -61,21 +55,20 @@ class BinCounter {
   }
 
  private:
-  static constexpr int kStep = V::kIncrements, kBands = V::kTiles ? 2 : 1;
-  static constexpr int64_t kBand = V::kRows * kSide, kBeside = kBand / kBands;
-  static_assert(kBeside % kStep == 0);
-  void count_rest() {
-    const int64_t steps = (end_ - begin_) / kStep;
-    const auto count = next(steps);
-    for (int64_t step = 0; step < steps; ++step) count(step);
+  static constexpr int kStep = V::kTiles ? V::kLanes : V::kIncrements;
+  static constexpr int64_t kBand = V::kRows * kSide;
+  static_assert(kBand % kStep == 0);
+  void count(int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; k += kStep)
+#pragma GCC unroll 16
+      for (int i = 0; i < kStep; ++i) ++counts_[band_[k + i]];
   }
 
   uint32_t* const counts_;
   const T last_, half_bins_;
   const typename V::Reg nowhere_;
-  int64_t begin_ = 0, end_ = 0;  // of what is left to count of the last band
-  alignas(64) uint32_t bands_[kBands][kBand];
-  uint32_t *band_ = bands_[0], *before_ = bands_[0];
+  int64_t begin_ = 0;  // of what is left to count of the last band
+  alignas(64) uint32_t band_[kBand];
 };
 
 // Where no histogram is wanted.

@@ -9,12 +9,6 @@ namespace {
 template <class V>
 constexpr int kPanel = V::kPanelVectors * V::kLanes;  // columns of a register tile
 
-// For products that nothing else is done beside.
-struct Nothing {
-  Nothing next(int64_t) const { return {}; }
-  void operator()(int64_t) const {}
-};
-
 // C (rows of stride c_row, `vectors` vectors wide) = or += A B over `depth` lanes, for V::kRows rows.
 // A's element (r, k) is a[r * a_row + k * a_depth], so A may be a transposed tile; row k of B starts
 // at b + k * b_depth. Every element of C is one chain of multiply-adds in the order of k, whatever

@@ -6,8 +6,7 @@
 //   kTiles: operands are the tiles of amx.h, whose unit multiplies beside the vectors.
 //   kSymmetric: a product of two rows has the same bits whichever is on the left.
 //   kRows, kPanelVectors: the register tile of product.h, as many sums as keep the unit busy.
-//   kSteps, kIncrements: in each step of a product so many calls of the work beside it, with so many
-//   increments of counters (histogram.h) in each.
+//   kIncrements: so many of counters (histogram.h) go beside a step of a product.
 //   layout(dim): sizes of the packed rows.
 //   Session: lives as long as a kernel works.
 // Everything here has internal linkage: each instruction set keeps its own copy.
@@ -18,6 +17,12 @@
 #endif
 
 namespace {
+
+// The work beside a product, where there is none.
+struct Nothing {
+  Nothing next(int64_t) const { return {}; }
+  void operator()(int64_t) const {}
+};
 
 using namespace arec::cpu;
 
@@ -38,7 +43,6 @@ inline int64_t row_width(int64_t dim, int64_t step) {
 struct MultiplyAdds {
   static constexpr int kPack = 1;
   static constexpr bool kRounded = false, kTiles = false, kSymmetric = true;
-  static constexpr int kSteps = 1;
   static constexpr int kIncrements = 4;  // one for each two cycles of an 8 x 32 product
   struct Session {
     Session() {}

@@ -104,7 +104,7 @@ inline void similarity_band(const Embeddings<typename V::Scalar>& z, const Tile&
   if (!V::kTiles && tile.next >= 0)
     prefetch(z.panels + (tile.next + row - tile.row) * z.panel_lanes, V::kRows * z.panel_lanes);
   for (int64_t c = tile.first_column(row, kPanel<V>); c < kSide; c += kPanel<V>)
-    similarities(V{}, z, row, tile.column + c, s + c, kSide, work.next(z.depth * V::kSteps));
+    similarities(V{}, z, row, tile.column + c, s + c, kSide, work.next(z.depth));
 }
 
 // The tile's similarities into s (kSide, kSide).
