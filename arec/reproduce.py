@@ -134,7 +134,7 @@ def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) 
         if compared[0].uses(setting)
     ]
     if others:
-        ours += f" In these two other settings differ too: {', '.join(others)}."
+        ours += f" Those of DuoRec and AdaptiveRec differ in more than the method: {', '.join(others)}."
     text = to_markdown(name, plan.name, results, ours)
     write_text(plan.runs_dir / f"{name}-{plan.name}.md", text)
     write_text(plan.runs_dir / f"{name}-{plan.name}.csv", to_csv(name, plan.name, results))
