@@ -130,9 +130,9 @@ def fingerprint(sequences: Sequences) -> str:
     return digest.hexdigest()
 
 
-def origin(config: Config, sequences: Sequences) -> dict[str, Any]:
-    """What a checkpoint says of how it was trained, and on what; see :func:`check_origin`."""
-    return {"data": fingerprint(sequences), "settings": config.model_dump(mode="json", exclude=_FREE)}
+def origin(config: Config, data: str) -> dict[str, Any]:
+    """What a checkpoint says of how it was trained, and on which data (their fingerprint)."""
+    return {"data": data, "settings": config.model_dump(mode="json", exclude=_FREE)}
 
 
 def located(config: Config) -> Config:
@@ -210,13 +210,16 @@ def sampled_candidates(run: Path, split: LeaveOneOut, seed: int) -> dict[str, np
     return candidates
 
 
-def check_origin(path: Path, state: dict[str, Any], config: Config, sequences: Sequences) -> None:
+def check_origin(path: Path, state: dict[str, Any], config: Config, data: str) -> None:
     """That a checkpoint is used with the settings and the data it was trained with.
+
+    Args:
+        data: their fingerprint.
 
     Raises:
         RunError: they are others, or the checkpoint does not say which data they were.
     """
-    now = origin(config, sequences)
+    now = origin(config, data)
     with fitting(path):
         trained_on, trained_with = state["data"], state.get("settings", {})  # older ones have no settings
         changed = [name for name, value in trained_with.items() if now["settings"].get(name, value) != value]
@@ -226,22 +229,23 @@ def check_origin(path: Path, state: dict[str, Any], config: Config, sequences: S
             f"{path}: trained with {name} {trained_with[name]}, got {now['settings'][name]} from "
             f"{path.parent / CONFIG}; put it back, or train a new run"
         )
-    if trained_on != now["data"]:
+    if trained_on != data:
         raise RunError(
             f"{path}: trained on other data than {config.dataset} now gives; train a new run, "
             f"or name the file as it was in {path.parent / CONFIG}"
         )
 
 
-def restore_model(
-    objective: Objective, path: Path, state: dict[str, Any], sequences: Sequences
-) -> None:
+def restore_model(objective: Objective, path: Path, state: dict[str, Any], data: str) -> None:
     """Put the model of a checkpoint, ``state`` read from ``path``, into ``objective``.
+
+    Args:
+        data: the fingerprint of those it is used with.
 
     Raises:
         RunError: it does not fit the settings or the data.
     """
-    check_origin(path, state, objective.config, sequences)
+    check_origin(path, state, objective.config, data)
     with fitting(path):
         weights = state["objective"]
         if not all(weights[name].isfinite().all() for name, _ in objective.named_parameters()):
@@ -271,9 +275,9 @@ def load_run(
         where = "" if device else f'; set device = "auto" in {run / CONFIG}'
         raise RunError(f"{error}{where}") from None
     state = parallel.from_main(lambda: load_state(run / BEST))
-    if parallel.is_main() and not (run / METRICS).exists():
+    if not (run / METRICS).exists():
         parallel.say(f"{run}: training has not finished; its best epoch so far")
     split = load_data(config, run)
     objective = build_objective(config, split.sequences.num_items)
-    restore_model(objective, run / BEST, state, split.sequences)
+    restore_model(objective, run / BEST, state, fingerprint(split.sequences))
     return config, split, objective.to(place).eval()

@@ -14,6 +14,7 @@ from arec import parallel
 from arec.checkpoint import (
     BEST,
     check_origin,
+    fingerprint,
     is_finished,
     load_data,
     load_state,
@@ -94,11 +95,11 @@ def find_missing(runs: Iterable[Planned]) -> list[Planned]:
     """
     ordered = sorted(dict(runs).items(), key=lambda run: run[1].seed)
     finished = {folder: is_finished(folder, config) for folder, config in ordered}
-    data = {}  # the built-in ones depend on the seed
+    data = {}  # fingerprints; the built-in ones depend on the seed
     for folder, config in ordered:
         which = config.dataset, config.seed if config.dataset == "builtin" else None
         if which not in data:
-            data[which] = load_data(config).sequences
+            data[which] = fingerprint(load_data(config).sequences)
         if finished[folder]:
             best = folder / BEST
             check_origin(best, load_state(best), config, data[which])

@@ -263,7 +263,7 @@ def _fit_and_rank(trainer: Trainer) -> dict[str, Any]:
     test = evaluate_model(trainer.objective, split, "test", candidates)
     metrics = {
         "config": config.model_dump(mode="json"),
-        "data": trainer.origin["data"],
+        "data": trainer.data,
         "epochs": len(records),
         "best_epoch": trainer.best_epoch,
         "minutes": sum(record["seconds"] for record in records) / 60,

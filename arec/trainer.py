@@ -19,6 +19,7 @@ from arec.checkpoint import (
     BEST,
     LAST,
     LOG,
+    fingerprint,
     fitting,
     load_state,
     origin,
@@ -88,7 +89,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.objective = build_objective(config, split.sequences.num_items).to(self.device)
         self.batches = training_batches(config, split, shares=processes)
-        self.origin = origin(config, split.sequences)
+        self.data = fingerprint(split.sequences)
         self.valid_split = split.for_at_most(config.validation_users, config.seed)
         # Fused goes through the item table once a step, not once for each of its operations.
         self.optimizer = torch.optim.AdamW(
@@ -152,7 +153,7 @@ class Trainer:
                     self.objective, self.batches.epoch(epoch - 1)
                 )
         record["seconds"] = time.perf_counter() - start
-        record["data"] = self.origin["data"]
+        record["data"] = self.data
         self.records.append(record)
         if not self.best_epoch or self._validation(epoch) > self._validation(self.best_epoch):
             self.best_epoch = epoch
@@ -232,7 +233,7 @@ class Trainer:
             {
                 "objective": self.objective.state_dict(),
                 "epoch": self.best_epoch,
-                **self.origin,
+                **origin(self.config, self.data),
             },
         )
 
@@ -255,7 +256,7 @@ class Trainer:
                 "sums": self.sums,
                 "seconds": self.seconds,
                 "precision": self.precision,
-                **self.origin,
+                **origin(self.config, self.data),
             },
         )
         self.kept = self.step
@@ -268,10 +269,10 @@ class Trainer:
         """
         best = self.run / BEST
         state = parallel.from_main(lambda: load_state(best))
-        restore_model(self.objective, best, state, self.split.sequences)
+        restore_model(self.objective, best, state, self.data)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        restore_model(self.objective, self.run / LAST, state, self.split.sequences)
+        restore_model(self.objective, self.run / LAST, state, self.data)
         with fitting(self.run / LAST):
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])

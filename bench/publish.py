@@ -174,7 +174,7 @@ def _option(name: str, value: Any) -> str:
     name = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
-    return f"--{name} {'none' if value is None else Path(value).name if name == 'dataset' else value}"
+    return f"--{name} {'none' if value is None else value}"
 
 
 def widths_table(name: str) -> str:

@@ -15,8 +15,8 @@ class BinCounter {
   static constexpr bool kWantsAll = true;  // a vector without candidates as well
   BinCounter(int64_t bins, uint32_t* counts)
       : counts_(counts), last_(T(bins - 1)), half_bins_(T(bins) / 2), nowhere_(V::iota(T(bins))) {
-    // What the first band finds of the one before it.
-    for (int64_t k = 0; k < kBand; ++k) band_[k] = uint32_t(bins + k % kNowhere);
+    if constexpr (V::kTiles)  // what the first band finds of the one before it
+      for (int64_t k = 0; k < kBand; ++k) band_[k] = uint32_t(bins + k % kNowhere);
   }
   BinCounter(const BinCounter&) = delete;
   ~BinCounter() { count(begin_, kBand); }
@@ -67,7 +67,7 @@ class BinCounter {
   uint32_t* const counts_;
   const T last_, half_bins_;
   const typename V::Reg nowhere_;
-  int64_t begin_ = 0;  // of what is left to count of the last band
+  int64_t begin_ = V::kTiles ? 0 : kBand;  // of what is left to count of the last band
   alignas(64) uint32_t band_[kBand];
 };
 
