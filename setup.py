@@ -31,7 +31,7 @@ TORCH_FLOOR = (2, 10)
 TORCH_TARGET = "0x020a000000000000"  # the stable ABI of TORCH_FLOOR
 CPU = Path("csrc/cpu")
 CUDA = Path("csrc/cuda")
-WANT_CUDA = os.environ.get("AREC_CUDA")  # "0": never; "1": or fail; else where they can be built
+WANT_CUDA = os.environ.get("AREC_CUDA")  # "0": never; "1": or fail; unset: where they can be built
 CUDA_ARCHITECTURES = "8.0 9.0+PTX"  # where there is neither a list nor a card: newer ones compile the rest
 KERNELS = CPU / "kernels.cpp"
 CPU_EXTENSION = "arec_kernels._C"
@@ -58,6 +58,8 @@ if platform.machine() in ("x86_64", "AMD64"):
 
 if tuple(int(part) for part in torch.__version__.split(".")[:2]) < TORCH_FLOOR:
     sys.exit(f"arec: expected torch >= {'.'.join(map(str, TORCH_FLOOR))}, found {torch.__version__}")
+if WANT_CUDA not in (None, "", "0", "1"):
+    sys.exit(f"arec: AREC_CUDA: expected 0, 1 or nothing, found {WANT_CUDA}")
 
 
 def headers(folder: Path) -> list[str]:
@@ -65,11 +67,15 @@ def headers(folder: Path) -> list[str]:
     return ["csrc/loss.h", *(str(path) for path in sorted(folder.glob("*.h")))]
 
 
-def accepted(flags: list[str]) -> bool:
-    """Whether the compiler compiles with these flags what the kernels cannot do without."""
-    source = b"float value(int bits) { return __builtin_bit_cast(float, bits); }"
+def refusal(flags: list[str]) -> str:
+    """Why the compiler does not compile with these flags what the kernels cannot do without; empty: it does."""
+    source = "float value(int bits) { return __builtin_bit_cast(float, bits); }"  # gcc has it from 11 on
     command = [*COMPILER, *flags, "-fsyntax-only", "-x", "c++", "-"]
-    return not subprocess.run(command, input=source, capture_output=True, check=False).returncode
+    try:
+        run = subprocess.run(command, input=source, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    return run.stderr.strip() or f"exit code {run.returncode}" if run.returncode else ""
 
 
 class Build(BuildExtension):
@@ -96,7 +102,7 @@ class Build(BuildExtension):
         if extension.name != CPU_EXTENSION:
             return super().build_extension(extension)
         for name, flags in INSTRUCTION_SETS.items():
-            if not accepted(flags):
+            if refusal(flags):
                 print(f"arec: {COMPILER[0]} does not compile for {name}: installing without these "
                       "kernels", file=sys.stderr)
                 continue
@@ -112,11 +118,10 @@ class Build(BuildExtension):
 
 
 def cpu_extensions() -> list:
-    found = shutil.which(COMPILER[0])
-    if not found or not accepted([]):
-        lack = "has no __builtin_bit_cast (gcc has it from 11 on)" if found else "is not there"
-        print(f"arec: the C++ compiler {COMPILER[0]} {lack}: installing without the compiled kernels; "
-              "arec_kernels will run on its PyTorch reference", file=sys.stderr)
+    if lack := refusal([]):
+        print(f"arec: {COMPILER[0]} does not compile C++ with __builtin_bit_cast ({lack}): installing without "
+              "the compiled kernels; arec_kernels will run on its PyTorch reference. Once there is a compiler, "
+              "pip wants --no-cache-dir --force-reinstall", file=sys.stderr)
         return []
     return [
         CppExtension(

@@ -186,8 +186,8 @@ class Config(BaseModel):
     )
     simthres: Literal["learnable", "row", "epoch"] = Field(
         "learnable",
-        description="learnable: by a network (Sec. 3.2.2); row: each row's own quantile (Sec. 3.2.1); epoch: "
-        "the previous epoch's quantile for every row",
+        description="learnable: by a network (Sec. 3.2.2); statistical (Sec. 3.2.1, which leaves open of what): "
+        "row, each row's own quantile; epoch, the previous epoch's quantile for every row",
     )
     threshold_network: Literal["context", "row", "flattened"] = Field(
         "context",

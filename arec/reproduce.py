@@ -31,7 +31,8 @@ from arec.train import train
 
 FIGURES_OF = "figures"
 PAPER = TABLES["table1"].datasets
-VIEWS = "us_x"  # of the paper's Table 1, and of its figures where they do not compare views
+# Of Table 1, where AdaptiveRec's figure is that of Table 2 on US_X, and of the figures that compare no views.
+VIEWS = "us_x"
 
 # Where a run stands, and its settings.
 Planned = tuple[Path, Config]

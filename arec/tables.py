@@ -146,7 +146,8 @@ def to_markdown(name: str, dataset: str, results: Results, settings: str) -> str
             rows.append(["", "paper", *(f"{paper[method][label]:.4f}" for label in figures)])
     rows.append(["Improv.", "ours", *_percents(_improvement(_means(table, results)))])
     if paper:
-        rows.append(["", "paper", *_percents(_paper_improvement(paper))])
+        whose = "paper" if "improvement" in paper else "paper, computed"
+        rows.append(["", whose, *_percents(_paper_improvement(paper))])
     lines = [
         f"## {name.replace('table', 'Table ')}, {dataset}",
         "",

@@ -38,7 +38,7 @@ def check_matrix(name: str, x: Tensor) -> None:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         pair = f"; {ONE_Z}" if isinstance(x, (list, tuple)) else ""
         raise ValueError(
-            f"{name}: expected a matrix with at least one row and one column, got {got}{pair}"
+            f"{name}: expected a 2-d tensor with at least one row and one column, got {got}{pair}"
         )
     if x.dtype not in FLOATS:
         raise ValueError(
@@ -147,9 +147,9 @@ def group_rows(groups: Tensor | None, z: Tensor) -> Tensor | None:
         return None
     if not isinstance(groups, Tensor) or groups.dtype not in INTEGERS:
         got = groups.dtype if isinstance(groups, Tensor) else type(groups).__name__
-        raise ValueError(f"groups: expected an integer tensor, got {got}")
+        raise ValueError(f"groups: expected a tensor of int8 to int64 or uint8, got {got}")
     if groups.dim() == 0:
-        raise ValueError("groups: expected shape (N,) or (B,), got a scalar")
+        raise ValueError(f"groups: expected shape ({len(z)},) or ({len(z) // 2},), got a scalar")
     return _rows("groups", groups, z, torch.int64)
 
 

@@ -65,7 +65,8 @@ def adaptive_info_nce(
 
     Args:
         z: as there; with the same shape and type in every process, which is not checked (a data loader
-            wants `drop_last=True`) unless the environment has TORCH_DISTRIBUTED_DEBUG=DETAIL.
+            wants `drop_last=True`) unless the environment has TORCH_DISTRIBUTED_DEBUG=DETAIL (under which
+            DistributedDataParallel of PyTorch 2.13 crashes on CPUs).
         threshold, groups: as there, of the rows of this process; a group has the same number everywhere,
             and processes have groups all or none, which is not checked either.
         process_group: the processes that share their rows; None: all.

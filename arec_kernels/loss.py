@@ -62,10 +62,11 @@ def adaptive_info_nce(
     Args:
         z: (2B, D) float32, bfloat16 or float16, any strides, not normalised; float64 with the
             backends "reference" and "cpp". Gradients have the same type. Rows with a norm below
-            1e-12 have cosine 0 with every row, and gradient 0. The rounding of bfloat16 and float16
-            moves cosines over a finite threshold; `z.float()` does not. Under
-            DistributedDataParallel each process contrasts its own rows; `arec_kernels.distributed`
-            has those of all.
+            1e-12 have cosine 0 with every row, and gradient 0, but are rows like others of the mean and
+            of the sums: leave out those that are padding. The rows on the unit sphere are rounded to
+            bfloat16 or float16 once more, which moves cosines over a finite threshold; `z.float()` does
+            not. Under DistributedDataParallel each process contrasts its own rows;
+            `arec_kernels.distributed` has those of all.
         threshold: (2B,), (B,) (used for both views) or a scalar, any float type, in units of the
             cosine, before the temperature: no pair is above `math.inf`, all are above -2 (those of
             equal rows may round above 1). A constant is safe only while few pairs are above it: where
@@ -92,7 +93,7 @@ def adaptive_info_nce(
             l_ij - log((1 - alpha) / m_i), which grows with the number of positives.
         threshold_grad: None (the paper): no gradient to the threshold. A width h > 0: straight-through
             gradient to the threshold alone, the indicator's derivative being that of
-            sigmoid((s - threshold) / h). Unless a regulariser holds them (Eq. 7), thresholds run to where
+            sigmoid((s - threshold) / h). Unless a regulariser holds them (Sec. 3.2.2), thresholds run to where
             all cosines are above (Appendix A; so with `positives=False`) or none is. Its terms grow as
             exp((s - s_ip) / tau) / h: clip them at low temperatures. Without it,
             DistributedDataParallel wants `find_unused_parameters` where only this loss would reach the

@@ -39,6 +39,7 @@ from arec_kernels.arguments import compute_dtype
 
 BACKENDS = ("cpp", "triton", "cuda")
 EXTENSIONS = {"cpp": "_C", "cuda": "_C_cuda"}  # the compiled ones
+WHAT_BUILDS = {"cpp": "a C++ compiler", "cuda": "nvcc and a PyTorch with CUDA"}
 
 SCHEMAS = {
     "forward": (
@@ -126,13 +127,22 @@ EXTENSION_ERRORS = {}
 for _backend, _extension in EXTENSIONS.items():
     try:
         _module = importlib.import_module(f"arec_kernels.{_extension}")
+    except ModuleNotFoundError:
+        EXTENSION_ERRORS[_backend] = f"not built with the package, for want of {WHAT_BUILDS[_backend]}"
+        if _backend == "cpp":
+            warnings.warn(
+                f"arec_kernels.{_extension}: {EXTENSION_ERRORS[_backend]}; on a CPU the PyTorch reference runs, "
+                "many times slower and in O(N^2) memory",
+                stacklevel=2,
+            )
     except ImportError as error:
         EXTENSION_ERRORS[_backend] = str(error)
-        continue
-    # With other arguments than the kernels' a call would crash. setup.py builds it in.
-    if getattr(_module, "SCHEMAS", None) != zlib.crc32(repr(SCHEMAS).encode()) >> 1:
-        EXTENSION_ERRORS[_backend] = "built from other sources; install the package again: pip install -e ."
-        warnings.warn(f"{_module.__file__}: {EXTENSION_ERRORS[_backend]}", stacklevel=2)
+        warnings.warn(f"arec_kernels.{_extension} does not load: {error}", stacklevel=2)
+    else:
+        # With other arguments than the kernels' a call would crash. setup.py builds it in.
+        if getattr(_module, "SCHEMAS", None) != zlib.crc32(repr(SCHEMAS).encode()) >> 1:
+            EXTENSION_ERRORS[_backend] = "built from other sources; install the package again: pip install -e ."
+            warnings.warn(f"{_module.__file__}: {EXTENSION_ERRORS[_backend]}", stacklevel=2)
 
 OPS = {
     name: {

@@ -1,6 +1,7 @@
 """Statistics of the similarities in a batch, streamed in O(N D) memory; none has a gradient.
 
-(The quantile on a CPU: in O(N D), and some rows of N similarities for each thread.)
+Rows of bfloat16 and float16 are rounded once more on the unit sphere, as in the loss; those of `z.float()`
+are not. (The quantile on a CPU: in O(N D), and some rows of N similarities for each thread.)
 """
 
 from __future__ import annotations

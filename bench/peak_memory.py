@@ -46,7 +46,7 @@ def measure(rival: str, n: int, d: int, backward: bool) -> int | None:
         return None
     loss = RIVALS[rival].loss
     # A small call brings threads and code; torch.compile compiles for one shape only.
-    call(loss, *problem(n if rival == "torch.compile" else 16, d), backward)()
+    call(loss, *problem(n if rival.startswith("torch.compile") else 16, d), backward)()
     function = call(loss, *problem(n, d), backward)
     ctypes.CDLL(None).malloc_trim(0)
     CLEAR.write_text("5")  # the peak is the present

@@ -80,7 +80,7 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
 
     Where it is a data set's name, with the literature's NDCG@10.
     """
-    head = [f"{part}, test", *map(" ".join, SUMMARY), "runs", "epochs", "minutes"]
+    head = [f"{part}, test", *map(" ".join, SUMMARY), "best epoch by", "runs", "epochs", "minutes"]
     rows, notes, several, same_seed = [], set(), False, []
     for name, runs in by_name(part).items():
         if recipes and not (RECIPES / f"{name}.toml").exists():
@@ -93,7 +93,8 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
         several |= len(runs) > 1
         if share_a_seed(runs):
             same_seed.append(f"`{name}`")
-        cells = [*summary(runs), str(len(runs))]
+        chosen_by = {"filtered" if run["config"]["filter_history"] else "unfiltered" for run in runs}
+        cells = [*summary(runs), " or ".join(sorted(chosen_by)), str(len(runs))]
         cells += [f"{np.mean([run[key] for run in runs]):.0f}" for key in ("epochs", "minutes")]
         rows.append([f"`{name}`", *cells])
     for row in published_rows(part):
@@ -101,7 +102,7 @@ def ranking_table(part: str, *, recipes: bool = False) -> str:
             f"{row['NDCG@10']:.4f}" if column == ("NDCG@10", row["ranking"]) else ""
             for column in SUMMARY
         ]
-        rows.append([row["what"], *cells, "", "", ""])
+        rows.append([row["what"], *cells, "", "", "", ""])
     lines = markdown_table(head, rows)
     lines += ["", f"Measured on {'; '.join(sorted(notes))}; the full records are in `bench/results/`."]
     if several:
@@ -210,7 +211,15 @@ def paper_table(name: str, dataset: str) -> str:
         results[method, views] = [run for run, config in zip(runs, configs) if config == wanted]
         recipes.setdefault(recipe, []).append(str(len(results[method, views])))
     counts = ", ".join(f"`{recipe}` {'/'.join(of)}" for recipe, of in recipes.items())
-    text = to_markdown(name, dataset, results, f"Ours: recipes on the table's view pairs; runs of each: {counts}.")
+    ours, paper = Config.from_settings({}, f"adaptiverec-{dataset}"), Config(method="adaptiverec")
+    others = " and ".join(
+        f"`{key}` {getattr(ours, key)} (the paper: {getattr(paper, key)})"
+        for key in ("quantile", "partner_weight") if getattr(ours, key) != getattr(paper, key)
+    )  # fmt: skip
+    settings = f"Ours: recipes on the table's view pairs; runs of each: {counts}."
+    if others:
+        settings += f" AdaptiveRec's has {others}."
+    text = to_markdown(name, dataset, results, settings)
     note = of_one_seed([" ".join(key) for key, found in results.items() if share_a_seed(found)])
     return "\n\n".join([*text.split("\n\n")[1:3], *note])  # the page has the heading and the literature
 

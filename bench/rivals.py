@@ -34,7 +34,7 @@ _compiled = torch.compile(_eager, dynamic=False)
 
 
 def lean(z: Tensor, k: Tensor) -> Tensor:
-    """The op in its default mode and nothing else, as fast as PyTorch does it; products in z's type."""
+    """The op in its default mode and nothing else, with fewer passes over matrices; products in z's type."""
     half = len(z) // 2
     unit = normalize(z.float()).to(z.dtype)
     s = (unit @ unit.T).float()
@@ -107,6 +107,6 @@ def why_absent(rival: Rival) -> str:
         rival.loss(torch.randn(4, 2), torch.zeros(4))
     except importlib.metadata.PackageNotFoundError:
         return f"{rival.package} is not installed"
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # the second: a torchvision for another PyTorch
         return f"{rival.package} does not import: {error}"
     return ""

@@ -71,7 +71,7 @@ def test_histogram(benchmark, bins: int | None) -> None:
     measure(benchmark, call(loss, *problem(4096, 64), True))
 
 
-@pytest.mark.parametrize("by", ["row_similarity_quantile", "torch.quantile"])
+@pytest.mark.parametrize("by", ["row_similarity_quantile", "torch.quantile", "torch.topk"])
 def test_quantile(benchmark, by: str) -> None:
     benchmark.group = "quantile of every row, N=4096 D=64"
     z = problem(4096, 64)[0].detach()
@@ -80,5 +80,8 @@ def test_quantile(benchmark, by: str) -> None:
         measure(benchmark, lambda: [
             torch.quantile(rows, 0.9, dim=1) for rows in cosine_similarities(z).chunk(2)
         ])
+    elif by == "torch.topk":
+        tenth = len(z) - int(0.9 * len(z))
+        measure(benchmark, lambda: cosine_similarities(z).topk(tenth, dim=1, sorted=False).values.amin(dim=1))
     else:
         measure(benchmark, lambda: row_similarity_quantile(z, 0.9, backend="cpp"))

@@ -26,8 +26,11 @@ class AdaptiveRec(ContrastiveObjective):
       so that λ weighs it against L_learn's mean over 2B rows as the paper's λ does against the sum;
       with "released" it is ``‖k − s̄‖₂``, and λ L_reg stands outside λ_cl; s̄ is the mean over the
       previous epoch's batches of their own quantiles.
-    - "row": the ``quantile`` of each row's own candidate similarities (Sec. 3.2.1).
+    - "row": the ``quantile`` of each row's own candidate similarities.
     - "epoch": the k̄ or s̄ of the previous epoch, for all rows; in the first epoch nothing is above.
+
+    The last two are statistical. Sec. 3.2.1 takes "the entire set of users", which is nearer to "epoch";
+    Sec. 3.2.2 prefers what is local to a batch.
     """
 
     threshold: ThresholdNetwork | FlattenedThresholdNetwork  # only where it is learnable

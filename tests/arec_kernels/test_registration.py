@@ -247,8 +247,12 @@ sys.modules["arec_kernels._C"] = None  # importing it raises ImportError
 import importlib.util
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "triton" else found(name, *rest)
+import warnings
 import torch
-from arec_kernels import adaptive_info_nce
+with warnings.catch_warnings(record=True) as warned:
+    from arec_kernels import adaptive_info_nce
+(warning,) = warned
+assert "not built with the package, for want of a C++ compiler" in str(warning.message)
 z = torch.eye(4).repeat(2, 1).requires_grad_()
 adaptive_info_nce(z, 0.1).backward()
 for backend, reason in (("cpp", "no compiled extension can be used"),

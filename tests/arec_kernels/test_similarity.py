@@ -176,7 +176,7 @@ def test_no_gradient(backend: str, device: str) -> None:
         (lambda z: alignment_uniformity(z, z[:2]), r"y: expected shape \(8, 3\)"),
         (lambda z: alignment_uniformity(z[:, :1], z[:, :1].T), r"y: expected shape \(8, 1\)"),
         (lambda z: alignment_uniformity(z, z.double()), "y: expected .* torch.float32"),
-        (lambda z: alignment_uniformity(z[:0], z[:0]), "x: expected a matrix"),
+        (lambda z: alignment_uniformity(z[:0], z[:0]), "x: expected a 2-d tensor"),
         (lambda z: row_similarity_quantile(z, 0.5, backend="tpu"), "backend: expected"),
     ],
 )
