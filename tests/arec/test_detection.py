@@ -34,6 +34,8 @@ def make_batch(rows: int) -> Batch:
 def test_counts_are_those_of_the_pairs(views, same_target_negatives) -> None:
     objective = make_objective(views, same_target_negatives=same_target_negatives)
     batches = [make_batch(SIZE), make_batch(1)]  # the second has no candidates at all
+    # Of 3 intents the last with one target, and the first with the next: two groups.
+    batches[0].targets[:2, -1], batches[0].intents[:2] = torch.tensor([[1, 2], [2, 0]])
     found = false_negative_detection(objective, batches)
     assert found == false_negative_detection(objective.eval(), batches)
     assert not objective.training, "as it was, for what is computed next"

@@ -112,6 +112,7 @@ def work(rank: int, folder: Path, port: int) -> None:
         result["wrote"] = run.exists()
         data = parallel.from_main(histories)
         result["few"] = evaluate_few(data)
+        result["smallest"] = parallel.smallest(rank + 3)
     torch.save(result, folder / f"{rank}.pt")
 
 
@@ -168,6 +169,20 @@ def test_dropout_of_a_process_is_its_own_and_repeats(results: list[dict]) -> Non
     assert not torch.equal(main["noise"], other["noise"])
     for key, value in main["whole"].items():
         assert torch.equal(value, main["cut between epochs"][key]), key
+
+
+def test_every_process_draws_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        parallel.seed_share(1, 2)
+        seeds.append(torch.initial_seed())
+    assert seeds[0] == 0 and len(set(seeds)) == 3
+
+
+def test_the_smallest_is_that_of_all_processes(results: list[dict]) -> None:
+    assert [result["smallest"] for result in results] == [3] * PROCESSES
 
 
 @pytest.mark.parametrize("rows", ["all-positions", "prefix"])

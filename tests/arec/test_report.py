@@ -168,6 +168,18 @@ def test_simthres_stands_beside_the_statistical_one() -> None:
     assert [band.min(), band.max()] == pytest.approx([0.55, 0.85])
 
 
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({"regulariser": "paper"}, "statistical k̄, the quantile of the epoch"),
+        ({"regulariser": "released"}, "statistical s̄, the mean over its batches"),
+        ({"regulariser": "released", "simthres": "row"}, "statistical k̄, the quantile of the epoch"),
+    ],
+)
+def test_the_statistical_simthres_has_the_name_of_what_it_is(settings, label) -> None:
+    assert label in curves(figures.simthres([make("a", **settings)]).axes[0])
+
+
 def test_quantiles_are_compared_over_seeds_and_nothing_else() -> None:
     runs = [
         make("a", 0.1, quantile=0.5),
@@ -281,6 +293,8 @@ def test_alignment_stands_over_uniformity() -> None:
         assert line.get_xydata() == pytest.approx(np.array([[-2, 0.9], [-3, 0.8], [-4, 0.7]]))
     for points in axes.collections:
         assert points.get_offsets().data == pytest.approx(np.array([[-2, 0.9], [-3, 0.8], [-4, 0.7]]))
+        first, _, last = points.get_facecolors()
+        assert first[1] > first[0] and last[0] > last[1], "green to red"
     assert [handle.get_marker() for handle in figure.legends[0].legend_handles] == ["o", "s"]
 
 
@@ -427,6 +441,7 @@ def test_runs_of_one_seed_are_no_seeds() -> None:
     said = "Of a, b several have the same seed"
     assert said in report.results_table([make("a"), make("b")])
     assert said not in report.results_table([make("a"), make("b", seed=1)])
+    assert "Of a, b, c several" in report.results_table([make("a"), make("b"), make("c", seed=1)])
 
 
 def test_many_runs_look_different_and_are_named_whole() -> None:

@@ -64,6 +64,11 @@ def test_runs_in_which_simthres_did_nothing_are_counted(most) -> None:
     assert text.count(said) == text.count("their loss was") == (most < 0.01)
 
 
+def test_the_most_of_idle_runs_is_told() -> None:
+    (line,) = tables.with_idle_simthres({"most_masked_per_row": most} for most in (0, 0.009, 5))
+    assert line.startswith("In 2 of 3 runs of AdaptiveRec at most 0.009 pairs a row")
+
+
 def test_the_published_figures_agree_with_themselves() -> None:
     """The paper computed its Improv. column before rounding."""
     published = tables.published()

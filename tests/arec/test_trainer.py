@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from programs import SMALL, call
-from tiny import config_of, histories
+from tiny import config_of, histories, planted
 from tqdm import tqdm
 
 import arec.scoring
@@ -180,8 +180,8 @@ def test_few_users_validate_and_all_are_tested(
     assert ranked == [*(("valid", users) for users in validated), ("test", 90)]
 
 
-def test_early_stopping_keeps_the_best_epoch(log_file, tmp_path, monkeypatch) -> None:
-    figures = iter([0.1, 0.3, 0.2, 0.2, 0.25, 0.9])
+def test_early_stopping_keeps_the_first_best_epoch(log_file, tmp_path, monkeypatch) -> None:
+    figures = iter([0.1, 0.3, 0.2, 0.3, 0.25, 0.9])
 
     def planned(objective, split, stage, **options):
         value = next(figures) if stage == "valid" else 0.0
@@ -296,14 +296,23 @@ def test_resume_says_where_it_looked_for_the_data(
 
 
 def test_planted_data_tell_the_detected_false_negatives_of_every_epoch(tmp_path) -> None:
-    planted = generate(seed=1, num_users=500, num_items=200, num_intents=8)
+    data = generate(seed=1, num_users=500, num_items=200, num_intents=8)
     small = {"hidden_size": 8, "feed_forward": 8, "max_length": 8, "epochs": 2}
     for method in ("adaptiverec", "duorec"):
         config = Config(method=method, **small)
-        records = Trainer(config, LeaveOneOut(planted), tmp_path / method).fit()
+        records = Trainer(config, LeaveOneOut(data), tmp_path / method).fit()
         told = [set(record.get("false_negatives", ())) for record in records]
         names = {"precision", "recall", "base_rate", "selected"}
         assert told == [names if method == "adaptiverec" else set()] * 2
+
+
+def test_false_negatives_are_those_of_the_epoch_s_batches(tmp_path, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(arec.trainer, "false_negative_detection", lambda _, batches: seen.extend(batches))
+    trainer = Trainer(config_of(epochs=2), planted(), tmp_path)
+    trainer.fit()
+    for batch, expected in zip(seen, [*trainer.batches.epoch(0), *trainer.batches.epoch(1)], strict=True):
+        assert torch.equal(batch.inputs, expected.inputs)
 
 
 def test_an_epoch_in_one_line() -> None:

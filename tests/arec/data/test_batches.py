@@ -186,6 +186,11 @@ def test_a_sample_is_of_training_windows_and_always_the_same(split: LeaveOneOut,
     assert sum(len(batch.inputs) for batch in loader.sample(10**6)) == len(loader.users)
 
 
+def test_a_seed_has_a_sample_of_its_own(split: LeaveOneOut) -> None:
+    one, other = (next(batches(split, seed=seed).sample(16)).inputs for seed in (0, 1))
+    assert not torch.equal(one, other)
+
+
 @pytest.mark.parametrize("stage", ["valid", "test"])
 def test_histories_are_the_latest_items_before_the_target(split: LeaveOneOut, stage: str) -> None:
     known = dict(zip(split.eval_users.tolist(), split.history_lengths(stage).tolist()))

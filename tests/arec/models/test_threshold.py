@@ -27,6 +27,11 @@ def test_scale_of_the_features_does_not_matter(features) -> None:
     torch.testing.assert_close(network(features), network(1000 * features))
 
 
+def test_the_gradient_is_whole(features) -> None:
+    network = ThresholdNetwork(8).double()
+    assert torch.autograd.gradcheck(network, features.double().requires_grad_())
+
+
 def test_flattened_is_linear_in_the_batch_as_one_vector(features) -> None:
     network = FlattenedThresholdNetwork(8, batch_size=6)
     first, second = network.layers
