@@ -8,6 +8,7 @@
 #include "forward.h"
 #include "histogram.h"
 #include "normalise.h"
+#include "quantile.h"
 
 namespace {
 
@@ -39,7 +40,7 @@ template <class V>
 constexpr Kernels<typename V::Scalar> table() {
   using T = typename V::Scalar;
   return {V::kRows, V::layout, normalise<V, T>, maximum_if<V>, forward_if<V>, backward_if<V>,
-          normalise_backward<V, T>, histogram<V>, row_similarities<V>};
+          normalise_backward<V, T>, histogram<V>, row_similarities<V>, row_quantile<V>};
 }
 
 template <class V>

@@ -7,7 +7,6 @@
 
 #include "../loss.h"
 #include "input.h"
-#include "quantile.h"
 
 namespace arec::cpu {
 namespace {
@@ -291,7 +290,7 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
     input.normalise({tiles * worker / workers * kTile, tiles * (worker + 1) / workers * kTile});
   });
   parallel(most, [&](int64_t worker, int64_t workers) {
-    std::vector<T> similarities(band * rows.padded_n), scratch(rows.n);
+    std::vector<T> similarities(band * rows.padded_n);
     for (int64_t first = worker * band; first < rows.n; first += workers * band) {
       input.kernels->row_similarities(rows, first, similarities.data());
       for (int64_t i = first; i < std::min(first + band, rows.n); ++i) {
@@ -306,9 +305,7 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
           drop(std::max(i, partner));
           drop(std::min(i, partner));
         }
-        bool nan = false;
-        for (int64_t k = 0; k < count; ++k) nan |= s[k] != s[k];
-        quantiles[i] = nan ? T(kNaN) : halfway(s, count, q, scratch.data());
+        quantiles[i] = input.kernels->row_quantile(s, count, q);
       }
     }
   });

@@ -68,6 +68,12 @@ void row_similarities(const Embeddings<typename V::Scalar>& z, int64_t row,
     }
     alignas(64) T s[V::kRows * kPanel<V>];  // as the tiles have them: the lower row on the left
     similarities(V{}, z, column, row, s, V::kRows, Nothing{});
+    if (column + kPanel<V> <= row) {
+      for (int64_t r = 0; r < V::kRows; r += V::kLanes)
+        for (int64_t c = 0; c < kPanel<V>; c += V::kLanes)
+          V::transpose(s + c * V::kRows + r, V::kRows, out + r * z.padded_n + column + c, z.padded_n);
+      continue;
+    }
     for (int64_t r = 0; r < V::kRows; ++r)
       for (int64_t c = 0; c < kPanel<V>; ++c) {
         const bool lower = column + c <= row + r;

@@ -1,51 +1,82 @@
-// Where the quantile of a row of similarities lies.
+// Where the quantile of a row of similarities lies: bisection on the bits of a floating-point number, which
+// as integers are in the order of the numbers, finds a number with as many of the row below it as there
+// should be. A step counts a vector in two instructions, and reads nothing but the row, which is in the
+// first or second cache: selecting moves numbers one at a time, and guesses wrongly where each belongs.
 #pragma once
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <limits>
+#include "simd.h"
 
-namespace arec::cpu {
+namespace {
 
-// (s_(r) + s_(r+1)) / 2 of n values, r = floor(q n). Reorders them; scratch holds n as well.
 template <class T>
-T halfway(T* values, int64_t n, double q, T* scratch) {
-  constexpr T kInfinity = std::numeric_limits<T>::infinity();
-  constexpr int64_t kStride = 16;
-  int64_t r = int64_t(std::floor(q * double(n)));
-  if (r == 0) return -kInfinity;
-  if (r == n) return kInfinity;
-  if (const int64_t sample = n / kStride; sample >= 32) {
-    // Every 16th value brackets the two, with four standard deviations to either side; only what lies
-    // between is selected from. Where the bracket misses, all values are.
-    for (int64_t k = 0; k < sample; ++k) scratch[k] = values[k * kStride];
-    const int64_t margin = 1 + int64_t(4 * std::sqrt(q * (1 - q) * double(sample)));
-    const int64_t at = r / kStride, lower = at - margin, upper = at + margin;
-    T low = -kInfinity, high = kInfinity;
-    if (lower >= 0) {
-      std::nth_element(scratch, scratch + lower, scratch + sample);
-      low = scratch[lower];
-    }
-    if (upper < sample) {
-      std::nth_element(scratch + std::max<int64_t>(lower, 0), scratch + upper, scratch + sample);
-      high = scratch[upper];
-    }
-    int64_t below = 0, between = 0;
-    for (int64_t k = 0; k < n; ++k) {
-      scratch[between] = values[k];
-      below += values[k] < low;
-      between += (values[k] >= low) & (values[k] <= high);
-    }
-    if (below < r && r < below + between) {
-      values = scratch;
-      n = between;
-      r -= below;
+struct Order;
+template <>
+struct Order<float> {
+  using Place = int32_t;
+};
+template <>
+struct Order<double> {
+  using Place = int64_t;
+};
+
+// The number at a place in the order of all numbers; 0 is at 0, -0 at -1.
+template <class T, class Place>
+T number_at(Place place) {
+  return __builtin_bit_cast(T, place < 0 ? place ^ ~(Place(1) << (8 * sizeof(Place) - 1)) : place);
+}
+
+constexpr int kCounters = 4;  // in turn, so that no addition waits for the one before
+
+// How many of n values, of kCounters whole vectors each time, are below a bound. NaN is not. Exact to 2^24.
+template <class V, class T = typename V::Scalar>
+int64_t count_below(const T* values, int64_t n, T bound) {
+  const auto above = V::broadcast(bound);
+  typename V::Reg counters[kCounters] = {};
+  for (int64_t k = 0; k < n; k += kCounters * V::kLanes)
+#pragma GCC unroll 4
+    for (int c = 0; c < kCounters; ++c)
+      counters[c] = V::count_where(V::greater(above, V::load(values + k + c * V::kLanes)), counters[c]);
+  auto total = V::counted(counters[0]);
+  for (int c = 1; c < kCounters; ++c) total = total + V::counted(counters[c]);
+  return int64_t(V::sum(total));
+}
+
+// (s_(r) + s_(r+1)) / 2 of n similarities, r = floor(q n). What follows them, up to a multiple of kTile, is
+// overwritten.
+template <class V, class T = typename V::Scalar>
+T row_quantile(T* values, int64_t n, double q) {
+  using Place = typename Order<T>::Place;
+  constexpr T infinity = T(__builtin_inf());
+  constexpr int64_t step = kCounters * V::kLanes;
+  static_assert(kTile % step == 0, "no row is shorter");
+  const int64_t r = int64_t(q * double(n)), end = (n + step - 1) / step * step;
+  for (int64_t k = n; k < end; ++k) values[k] = infinity;
+  if (count_below<V>(values, end, infinity) < n) return T(__builtin_nan(""));
+  if (r == 0) return -infinity;
+  if (r == n) return infinity;
+  // Fewer than r are below the number at `low`, and r or more, `below`, below that at `high`.
+  Place high = __builtin_bit_cast(Place, T(2)), low = ~high;
+  int64_t below = n;
+  while (below != r && low + 1 < high) {
+    const Place middle = (low + high) >> 1;
+    const int64_t count = count_below<V>(values, end, number_at<T>(middle));
+    if (count < r) {
+      low = middle;
+    } else {
+      high = middle;
+      below = count;
     }
   }
-  std::nth_element(values, values + r, values + n);
-  const T smaller = *std::max_element(values, values + r), larger = values[r];
+  const auto bound = V::broadcast(number_at<T>(high)), none = V::broadcast(-infinity);
+  auto largest_below = none, least_above = none;  // the latter as its negative
+  for (int64_t k = 0; k < end; k += V::kLanes) {
+    const auto x = V::load(values + k);
+    const auto is_below = V::greater(bound, x);
+    largest_below = V::max(largest_below, V::select(is_below, x, none));
+    least_above = V::max(least_above, V::select(is_below, none, V::broadcast(0) - x));
+  }
+  const T smaller = V::maximum(largest_below), larger = below == r ? -V::maximum(least_above) : smaller;
   const T middle = (smaller + larger) / 2;
   return middle < larger ? middle : smaller;  // between neighbouring floats there is none
 }
 
-}  // namespace arec::cpu
+}  // namespace

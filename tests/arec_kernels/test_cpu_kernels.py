@@ -333,20 +333,20 @@ def assert_quantile(z: torch.Tensor, q: float) -> None:
 
 @pytest.mark.parametrize("q", [0.001, 0.5, 0.9, 0.9999])
 def test_quantiles_of_many_equal_and_of_sorted_similarities(q: float) -> None:
-    angle = torch.linspace(0, 3, 1300)  # similarities of a row come in order: a sample is no sample
+    angle = torch.linspace(0, 3, 1300)  # similarities of a row come in order
     circle = torch.stack((angle.cos(), angle.sin()), dim=1)
     for z in (circle, circle[torch.arange(1300) % 3]):
         assert_quantile(z, q)
 
 
-@pytest.mark.parametrize("outer", [False, True], ids=["sampled-below", "sampled-above"])
-def test_quantiles_where_a_sample_misleads(outer: bool) -> None:
+@pytest.mark.parametrize("few", [False, True], ids=["few-above", "few-below"])
+def test_quantiles_on_either_side_of_a_gap(few: bool) -> None:
     """Every sixteenth similarity is apart from all others: above them, or below."""
     inner = torch.linspace(0.01, 1, 1024)
-    sampled = torch.arange(1024) % 16 == 0
-    angle = torch.where(sampled == outer, inner + 2, inner)
+    apart = torch.arange(1024) % 16 == 0
+    angle = torch.where(apart == few, inner + 2, inner)
     z = torch.stack((angle.cos(), angle.sin()), dim=1)
-    for r in range(1, 20) if outer else range(1003, 1022):
+    for r in range(1, 20) if few else range(1003, 1022):
         q = (r + 0.5) / 1022
         assert_quantile(z, q)
 

@@ -113,6 +113,9 @@ def test_quantile_of_ties(backend: str, device: str) -> None:
     z = torch.eye(4, device=device).repeat(10, 1)  # 30 similarities of 0, then 8 of 1
     for q, k in ((0.5, 0.0), (0.79, 0.5), (0.9, 1.0)):
         assert row_similarity_quantile(z, q, backend=backend).tolist() == [k] * 40
+    z = torch.tensor([[1.0], [-1.0]], device=device).repeat(10, 1)  # 10 of -1, then 8 of 1
+    for q, k in ((0.01, -math.inf), (0.1, -1.0), (0.5, -1.0), (0.56, 0.0), (0.6, 0.0), (0.62, 1.0)):
+        assert row_similarity_quantile(z, q, backend=backend).tolist() == [k] * 20
 
 
 def test_quantile_between_neighbouring_floats_leaves_the_upper_one_above(
