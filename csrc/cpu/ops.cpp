@@ -296,16 +296,7 @@ Tensor quantile_rows(const Tensor& z, double q, const std::optional<Tensor>& gro
       for (int64_t i = first; i < std::min(first + band, rows.n); ++i) {
         T* const s = similarities.data() + (i - first) * rows.padded_n;
         const int64_t partner = i < rows.partner ? i + rows.partner : i - rows.partner;
-        int64_t count = rows.n;  // of candidates; from the end, the others give way to the last one
-        const auto drop = [&](int64_t j) { s[j] = s[--count]; };
-        if (input.group) {
-          for (int64_t j = rows.n - 1; j >= 0; --j)
-            if (j == i || j == partner || input.group[j] == input.group[i]) drop(j);
-        } else {
-          drop(std::max(i, partner));
-          drop(std::min(i, partner));
-        }
-        quantiles[i] = input.kernels->row_quantile(s, count, q);
+        quantiles[i] = input.kernels->row_quantile(s, rows.n, i, partner, input.group, q);
       }
     }
   });

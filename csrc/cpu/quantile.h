@@ -40,22 +40,39 @@ int64_t count_below(const T* values, int64_t n, T bound) {
   return int64_t(V::sum(total));
 }
 
-// (s_(r) + s_(r+1)) / 2 of n similarities, r = floor(q n). What follows them, up to a multiple of kTile, is
-// overwritten.
+// (s_(r) + s_(r+1)) / 2 of the candidates among the n similarities of a row, r = floor(q candidates). Others
+// give way to infinity, and so does what follows, up to a multiple of kTile.
 template <class V, class T = typename V::Scalar>
-T row_quantile(T* values, int64_t n, double q) {
+T row_quantile(T* values, int64_t n, int64_t row, int64_t partner, const T* group, double q) {
   using Place = typename Order<T>::Place;
   constexpr T infinity = T(__builtin_inf());
   constexpr int64_t step = kCounters * V::kLanes;
   static_assert(kTile % step == 0, "no row is shorter");
-  const int64_t r = int64_t(q * double(n)), end = (n + step - 1) / step * step;
+  const int64_t end = (n + step - 1) / step * step;
   for (int64_t k = n; k < end; ++k) values[k] = infinity;
-  if (count_below<V>(values, end, infinity) < n) return T(__builtin_nan(""));
+  int64_t candidates = n;
+  const int64_t itself_and_partner[] = {row, partner};
+  for (const int64_t other : itself_and_partner) {
+    values[other] = infinity;
+    candidates -= !group || group[other] != group[row];  // NaN: of no group
+  }
+  if (group) {
+    const auto own = V::broadcast(group[row]), left_out = V::broadcast(infinity);
+    auto counter = V::broadcast(0);
+    for (int64_t k = 0; k < end; k += V::kLanes) {
+      const auto same = V::equal(own, V::load(group + k));
+      V::store(values + k, V::select(same, left_out, V::load(values + k)));
+      counter = V::count_where(same, counter);
+    }
+    candidates -= int64_t(V::sum(V::counted(counter)));
+  }
+  if (count_below<V>(values, end, infinity) < candidates) return T(__builtin_nan(""));
+  const int64_t r = int64_t(q * double(candidates));
   if (r == 0) return -infinity;
-  if (r == n) return infinity;
+  if (r == candidates) return infinity;
   // Fewer than r are below the number at `low`, and r or more, `below`, below that at `high`.
   Place high = __builtin_bit_cast(Place, T(2)), low = ~high;
-  int64_t below = n;
+  int64_t below = candidates;
   while (below != r && low + 1 < high) {
     const Place middle = (low + high) >> 1;
     const int64_t count = count_below<V>(values, end, number_at<T>(middle));
