@@ -78,7 +78,12 @@ def test_parquet(tmp_path, ids, times, gz):
 
 
 @pytest.mark.parametrize(
-    ("ids", "read_as"), [([122.0, -3.0], [122, -3]), ([1.0, 1.5], ["1.0", "1.5"]), ([1e300, 2.0], [*pl.Series([1e300, 2.0]).cast(str)])]
+    ("ids", "read_as"),
+    [
+        ([122.0, -3.0], [122, -3]),
+        ([1.0, 1.5], ["1.0", "1.5"]),
+        ([1e300, 2.0], pl.Series([1e300, 2.0]).cast(str).to_list()),
+    ],
 )
 def test_whole_numbers_kept_as_floats_are_whole_ids(tmp_path, ids, read_as):
     path = tmp_path / "log.parquet"
