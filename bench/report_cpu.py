@@ -63,11 +63,11 @@ def megabytes(row: dict) -> str:
 def table(rows: list[dict], absent: Collection[str]) -> str:
     """One line a size: our time, share of the limit and memory; each rival's time as a multiple."""
     rivals = {
-        mode: [name for name, rival in RIVALS.items() if rival.mode == mode]
+        mode: [name for name, rival in RIVALS.items() if rival.mode == mode and name not in absent]
         for mode in ("adaptive", "ntxent")
     }
     cells = {(r["n"], r["rival"]): r for r in rows if r.get("d") == D and r["passes"] == PASS}
-    names = [name for mode in rivals.values() for name in mode[1:] if name not in absent]
+    names = [name for mode in rivals.values() for name in mode[1:]]
     head = [f"N (D = {D}, {PASS})", "ours, ms", "of the limit", "MB",
             *(f"× {name} (MB)" for name in names)]
     lines = []
@@ -77,8 +77,6 @@ def table(rows: list[dict], absent: Collection[str]) -> str:
                 megabytes(ours)]
         for first, *others in rivals.values():
             for name in others:
-                if name in absent:
-                    continue
                 if rival := cells.get((n, name)):
                     ratio = rival["seconds"] / cells[n, first]["seconds"]
                     line.append(f"{ratio:.1f} ({megabytes(rival)})")

@@ -115,6 +115,7 @@ struct Kernels {
   void (*histogram)(const Forward<T>&, Rows, Rows, uint32_t* counts);
   // Similarities of rows [row, row + band) with all rows, into out (band, padded_n).
   void (*row_similarities)(const Embeddings<T>&, int64_t row, T* out);
+  // Of the candidates of a row, from its similarities, which it overwrites: values (padded_n).
   T (*row_quantile)(T* values, int64_t n, int64_t row, int64_t partner, const T* group, double q);
 };
 
