@@ -131,7 +131,10 @@ class Config(BaseModel):
         2.0, ge=0, description="linear warm-up of the learning rate, half of the epochs at most"
     )
     schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="of the learning rate after warm-up; cosine: reaches 0 at the last epoch"
+        "cosine", description="of the learning rate after warm-up; cosine: reaches lowest_rate at the last epoch"
+    )
+    lowest_rate: float = Field(
+        0.0, ge=0, le=1, description="share of the peak at which warm-up begins and a cosine ends"
     )
     random_windows: float = Field(
         0.5,

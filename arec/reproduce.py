@@ -31,6 +31,8 @@ from arec.train import train
 
 FIGURES_OF = "figures"
 PAPER = TABLES["table1"].datasets
+# The released program, which made the paper's tables, trains all methods with one file of settings.
+FAITHFUL = "adaptiverec-ml-1m-published"
 # Of Table 1, where AdaptiveRec's figure is that of Table 2 on US_X, and of the figures that compare no views.
 VIEWS = "us_x"
 
@@ -54,11 +56,11 @@ class Plan:
         return Path(self.dataset).name
 
     def recipe(self, method: str) -> str | None:
-        """The faithful one, whose settings are the same for every data set, or the quick one of the
-        data set; the built-in data take the default settings."""
+        """The faithful one, whose settings are the same for every method and data set, or the quick one of
+        both; the built-in data take the default settings."""
         if self.dataset == "builtin":
             return None
-        return f"{method}-{self.name}" if self.quick else f"{method}-ml-1m-published"
+        return f"{method}-{self.name}" if self.quick else FAITHFUL
 
     def run(self, method: str, views: str, seed: int, **changes: Any) -> Planned:
         """The run of a method on view pairs, with ``changes`` to its recipe."""
@@ -117,8 +119,9 @@ def describe(plan: Plan, runs: Mapping[Any, Sequence[Planned]]) -> str:
     """How the runs are set."""
     changes = [f"{name} = {value}" for name, value in plan.given.items() if name != "data_dir"]
     methods = dict.fromkeys(config.method for planned in runs.values() for _, config in planned)
-    recipes = [f"`{name}`" for name in map(plan.recipe, methods) if name]
-    settings = f"recipes {', '.join(recipes)}" if recipes else "default settings"
+    recipes = [f"`{name}`" for name in dict.fromkeys(map(plan.recipe, methods)) if name]
+    which = "recipe" if len(recipes) == 1 else "recipes"
+    settings = f"{which} {', '.join(recipes)}" if recipes else "default settings"
     return f"{settings}, but {', '.join(changes)}" if changes else settings
 
 
@@ -200,8 +203,8 @@ def planned() -> tuple[str, range, list[Plan], list[TableRuns | FigureRuns], lis
     )  # fmt: skip
     parser.add_argument(
         "--quick", action="store_true",
-        help="on ml-1m and beauty the recipes METHOD-DATASET instead of the settings of the "
-        "published programs: some ten minutes to an hour and a half a run on one core",
+        help="on ml-1m and beauty the recipes METHOD-DATASET instead of the settings of "
+        "AdaptiveRec's program: some ten minutes to an hour and a half a run on one core",
     )  # fmt: skip
     add_settings(parser, listed=False)
     arguments = parser.parse_args()

@@ -139,7 +139,7 @@ def _train(config: Config, folder: Path) -> dict[str, Any]:
         try:
             return _fit_and_rank(trainer)
         except KeyboardInterrupt:
-            log.info("interrupted after %s; --resume %s goes on", trainer.progress(), folder)
+            log.info("interrupted after %s; python -m arec.train --resume %s goes on", trainer.progress(), folder)
             raise
 
 

@@ -113,14 +113,16 @@ class Trainer:
                 parallel.from_main(self._save_best)
 
     def _rate(self, step: int) -> float:
-        """As a share of the peak: linear warm-up, then constant, or cosine decay to 0."""
+        """As a share of the peak: linear warm-up, then constant, or cosine decay."""
         total = self.config.epochs * len(self.batches)
         warmup = min(self.config.warmup_epochs * len(self.batches), total / 2)
         if step < warmup:
-            return min((step + 1) / warmup, 1.0)
-        if self.config.schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+            risen = min((step + 1) / warmup, 1.0)
+        elif self.config.schedule == "constant":
+            risen = 1.0
+        else:
+            risen = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+        return self.config.lowest_rate + (1 - self.config.lowest_rate) * risen
 
     def fit(self) -> list[dict[str, Any]]:
         """Train until the last epoch or until ``patience`` epochs brought nothing better.

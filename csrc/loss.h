@@ -44,7 +44,7 @@ struct RowFactors {
   // dl_i/ds_ij = denominator exp(s / tau - shift) - positive, each where its mask holds
   T denominator, positive;
   // Straight-through for the threshold, times the width: the sum over the candidates of
-  // sigma' (linear (s - center) + exponential exp(s / tau - shift))
+  // sigma' (linear (s - center) + exponential exp(s / tau - log D))
   T linear, center, exponential;
 
   // Where the denominator holds nothing but the partner, the exponential is exactly 1: without positives
@@ -133,7 +133,7 @@ struct Loss {
     f.denominator = T(per_similarity * w.total * share);
     f.positive = T(per_similarity * w.positive);
     if (soft) {
-      f.exponential = T(negatives_only ? upstream * w.total * share : 0);
+      f.exponential = T(negatives_only ? upstream * w.total : 0);
       if (positives && m > 0) {
         f.linear = T(per_similarity * w.positive);
         f.center = T(printed ? (log_denominator - log((1 - alpha) / double(m)) + 1) / inverse_temperature

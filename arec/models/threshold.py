@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# k = 0.95. Thresholds start near the top: what a fresh encoder finds similar says nothing, and
-# taking it for positives makes features collapse.
+# k = 0.95 (the released program's starts near 0). Thresholds start near the top: what a fresh encoder finds similar
+# says nothing, and taking it for positives makes features collapse.
 _FIRST_BIAS = 3.0
 _HIDDEN = 64
 
@@ -46,6 +46,7 @@ class ThresholdNetwork(nn.Module):
 class FlattenedThresholdNetwork(nn.Module):
     """g of the released program: two linear layers from the batch as one vector to B thresholds.
 
+    Only their start is another: here it is k = 0.95, there a last bias of 0 and weights of deviation 0.02.
     Its weights, about ``8·B²·D`` of them, are tied to one batch size and to the order of the rows.
     A smaller batch, the last of an epoch, is filled up with zeros, whose thresholds are dropped.
     """

@@ -55,23 +55,20 @@ inline T partner_gradient(const Backward<T>& p, int64_t i, T s) {
 }
 
 // Straight-through gradient of the thresholds: sums of sigma' dl/dq over rows and columns.
-template <class V, int option>
+template <class V>
 __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Scalar>& p, const Tile& tile,
                                                    const typename V::Scalar* s) {
-  constexpr bool own_shift = option & kOwnShift;
   const auto& pairs = p.pairs;
   typename V::Reg columns[kSide / V::kLanes];
   for (auto& sum : columns) sum = V::broadcast(0);
   const auto width = V::broadcast(-p.inverse_width);
-  // dl/dq sigma (1 - sigma), the latter being t / (1 + t)^2 with t = exp(-|s - k| / h). In a row's own
-  // scale there is one exponent for both: one far above log D would be infinite before t is 0.
+  // dl/dq sigma (1 - sigma), the latter being t / (1 + t)^2 with t = exp(-|s - k| / h). One exponent for t and the
+  // share of D, with log D in it: apart, one of them may be as large as a float is before the other one is 0.
   const auto pull = [&](typename V::Reg x, typename V::Reg threshold, typename V::Reg shift,
                         typename V::Reg plain, typename V::Reg exponential) {
     const auto distance = width * V::abs(x - threshold);
     const auto t = exp2_any<V>(distance), one = V::broadcast(1) + t;
-    typename V::Reg share;
-    if constexpr (own_shift) share = exp2_any<V>(x * V::broadcast(pairs.scale) - shift + distance);
-    else share = exp2<V>(x, pairs.scale, pairs.shared_shift) * t;
+    const auto share = exp2_any<V>(x * V::broadcast(pairs.scale) - shift + distance);
     return (plain * t + exponential * share) / (one * one);
   };
   for (int64_t r = 0; r < kSide; ++r) {
@@ -83,11 +80,11 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
       const auto x = V::load(s + r * kSide + c);
       const auto candidate = candidates(c);
       const auto row = pull(x, V::broadcast(pairs.threshold[i]),
-                            V::broadcast(own_shift ? pairs.shift[i] : 0),
+                            V::broadcast(pairs.shift[i]),
                             V::broadcast(p.linear[i]) * (x - V::broadcast(p.center[i])),
                             V::broadcast(p.exponential[i]));
       const auto column = pull(x, V::load(pairs.threshold + j),
-                               own_shift ? V::load(pairs.shift + j) : V::broadcast(0),
+                               V::load(pairs.shift + j),
                                V::load(p.linear + j) * (x - V::load(p.center + j)),
                                V::load(p.exponential + j));
       sum = V::add_where(candidate, sum, row);
@@ -130,7 +127,7 @@ void backward(const Backward<typename V::Scalar>& p, Rows rows, Rows columns) {
       prefetch(p.gradient + tile.next * z.width, kSide * z.width);
     }
     similarity_tile<V>(z, tile, s);
-    if (p.grad_threshold) threshold_gradients<V, option>(p, tile, s);
+    if (p.grad_threshold) threshold_gradients<V>(p, tile, s);
     T partners[kSide];
     for_each_partner(z, tile, tile.row, kSide, [&](int64_t i, int64_t partner, int64_t at) {
       partners[i - tile.row] = partner_gradient(p, i, s[at]) + partner_gradient(p, partner, s[at]);

@@ -61,7 +61,7 @@ struct Pairs {
   Embeddings<T> z;
   const T* threshold;  // (padded_n)
   const T* group;      // (padded_n): equal for rows of one group, NaN for rows of none; or null
-  const T* shift;      // (padded_n): kOwnShift, the exponent of 2 is s * scale - shift, ...
+  const T* shift;      // (padded_n): kOwnShift (and thresholds' gradient), the exponent of 2 is s * scale - shift, ...
   T shared_shift;      // ... and else s * scale - shared_shift, a whole number at or above the scale
   T scale;             // log2(e) / temperature
   int options;
@@ -96,7 +96,7 @@ struct Backward {
   T* transposed;                    // its share from z^T G (amx.h); else null
   void* grad_z;                     // (n, dim), elements of type `element`
   // Straight-through gradient of the threshold:
-  // sum of sigma' * (linear * (s - center) + exponential * e) over the candidates.
+  // sum of sigma' * (linear * (s - center) + exponential * exp(s/tau - log D)) over the candidates.
   double* grad_threshold;           // (padded_n), or null
   T *linear, *center, *exponential;
   T inverse_width;                  // log2(e) / h

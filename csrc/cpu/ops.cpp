@@ -221,7 +221,7 @@ std::tuple<Tensor, Tensor> backward_rows(const Tensor& grad_loss, const Tensor& 
     input.memory.want(p.transposed, padded_n * layout.transposed);
   }
   input.memory.want(p.gradient, padded_n * layout.width);
-  if (loss.own_shift) input.memory.want(shift, padded_n);
+  if (loss.own_shift || width > 0) input.memory.want(shift, padded_n);
   if (width > 0) {
     input.memory.want(p.grad_threshold, padded_n);
     for (T** values : {&p.linear, &p.center, &p.exponential}) input.memory.want(*values, padded_n);

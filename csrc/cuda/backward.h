@@ -16,11 +16,11 @@ __device__ __forceinline__ float threshold_pull(const Backward& p, const float (
 #pragma unroll
     for (int e = 2 * half; e < 2 * half + 2; ++e) {
       const float x = s[c][e];
-      // sigma (1 - sigma) = t / (1 + t)^2 with t = exp(-|s - k| / h). One exponent for t and the share of D:
-      // apart, a share far above log D would be infinite before t is 0.
+      // sigma (1 - sigma) = t / (1 + t)^2 with t = exp(-|s - k| / h). One exponent for t and the share of D, with
+      // log D in it: apart, one of them may be as large as a float is before the other one is 0.
       const float distance = fabsf(x - threshold) * p.inverse_width;
       const float t = exp2_fast(-distance);
-      const float share = exp2_fast(x * p.scale - (p.own_shift ? shift : p.scale) - distance);
+      const float share = exp2_fast(x * p.scale - shift - distance);
       const float value = (linear * (x - center) * t + exponential * share) / ((1 + t) * (1 + t));
       total += x == kLeftOut ? 0.0f : value;
     }

@@ -19,6 +19,7 @@ from arec.data.builtin import generate
 from arec.errors import RunError
 from arec.figures import FIGURES
 from arec.files import write_text
+from arec.runs import differing
 from arec.trainer import Trainer
 
 # A tiny form of the published recipes.
@@ -150,6 +151,17 @@ def test_quick_takes_the_recipes_of_the_data_set(dataset) -> None:
         assert runs[0][1] == expected
 
 
+@pytest.mark.parametrize("dataset", reproduce.PAPER)
+def test_faithful_tables_train_all_methods_with_one_file_of_settings(dataset) -> None:
+    plan = reproduce.Plan(dataset, {}, Path("runs"))
+    configs = [runs[0][1] for runs in plan.table(tables.TABLES["table1"], [0]).values()]
+    assert {config.method for config in configs} == {"cl4srec", "duorec", "adaptiverec"}
+    assert differing(configs, "method", "views") == []
+    cl4srec = next(config for config in configs if config.method == "cl4srec")
+    own = Config.from_settings({"dataset": dataset}, "cl4srec-ml-1m-published")
+    assert not any(map(cl4srec.uses, differing([cl4srec, own])))
+
+
 def test_says_how_the_runs_are_set_before_it_trains(
     log_file, tmp_path, monkeypatch, capsys
 ) -> None:
@@ -157,7 +169,7 @@ def test_says_how_the_runs_are_set_before_it_trains(
     with pytest.raises(SystemExit):
         call(reproduce, monkeypatch, "table1", "--dataset", log_file, "--runs-dir", tmp_path / "runs", *TINY)
     said = capsys.readouterr().err
-    assert said.startswith("walks.txt: recipes `cl4srec-ml-1m-published`, ")
+    assert said.startswith("walks.txt: recipe `adaptiverec-ml-1m-published`, but ")
     assert "epochs = 1\nrun 1 of 3: " in said
 
 

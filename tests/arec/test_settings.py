@@ -50,6 +50,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"schedule": "constant"}),
     ({}, {"random_windows": 1.0}),
     ({}, {"gradient_clip": 1e-3}),
+    ({}, {"lowest_rate": 0.5}),
     ({"epochs": 4, "learning_rate": 1e-30}, {"patience": 1}),
     ({}, {"validation_users": 7}),
     ({}, {"filter_history": False}),

@@ -26,12 +26,13 @@ from arec.trainer import Trainer, describe, training_batches
 
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 @pytest.mark.parametrize("warmup_epochs", [0.0, 0.01, 0.7, 2.0, 100.0])
+@pytest.mark.parametrize("lowest", [0.0, 0.1])
 def test_the_learning_rate_rises_to_its_peak_and_then_falls_or_stays(
-    log_file, tmp_path, schedule, warmup_epochs
+    log_file, tmp_path, schedule, warmup_epochs, lowest
 ) -> None:
     config = Config(
         method="sasrec", dataset=str(log_file), epochs=4, schedule=schedule, batch_size=32,
-        warmup_epochs=warmup_epochs,
+        warmup_epochs=warmup_epochs, lowest_rate=lowest,
     )  # fmt: skip
     trainer = Trainer(config, checkpoint.load_data(config), tmp_path)
     steps = 4 * len(trainer.batches)
@@ -40,9 +41,23 @@ def test_the_learning_rate_rises_to_its_peak_and_then_falls_or_stays(
     warmup = round(warmup_steps)
     assert max(rates) == pytest.approx(1), "the peak, however long the warm-up"
     assert rates[:warmup] == sorted(rates[:warmup])
-    assert rates[0] == pytest.approx(1 / max(warmup_steps, 1))
+    assert rates[0] == pytest.approx(lowest + (1 - lowest) / max(warmup_steps, 1))
     assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
-    assert trainer._rate(steps) == (pytest.approx(0) if schedule == "cosine" else 1)
+    middle, end = trainer._rate((steps + warmup_steps) / 2), trainer._rate(steps)
+    falls = schedule == "cosine"
+    assert (middle, end) == pytest.approx(((1 + lowest) / 2, lowest) if falls else (1, 1))
+
+
+def test_every_batch_has_its_own_learning_rate(log_file, tmp_path, monkeypatch) -> None:
+    config = Config(method="sasrec", dataset=str(log_file), epochs=3, batch_size=8, warmup_epochs=1.0)
+    trainer = Trainer(config, checkpoint.load_data(config), tmp_path)
+    rates = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda optimizer, *_: rates.extend(group["lr"] for group in optimizer.param_groups[:1])
+    )
+    trainer.fit()
+    steps = range(3 * len(trainer.batches))
+    assert rates == pytest.approx([config.learning_rate * trainer._rate(step) for step in steps])
 
 
 @pytest.mark.parametrize(("last", "batches"), [(0, 0), (2, 0), (0, 1), (2, 1)])

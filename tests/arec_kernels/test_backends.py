@@ -202,6 +202,24 @@ def test_a_share_far_above_the_denominator_pulls_no_threshold(compiled, device) 
     assert result.grad_threshold.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize(("temperature", "width", "threshold"), [
+    (0.025, 0.01, 0.0), (0.025, 0.005, 0.5), (0.026, 0.008, 0.2), (0.03, 0.005, 0.5), (0.025, 0.02, -1.0),
+    (0.025, 0.01, -math.inf), (0.05, 0.005, 0.5), (0.1, 0.01, 0.5),
+])  # fmt: skip
+def test_a_share_of_a_partner_far_away_pulls_no_threshold(compiled, device, temperature, width, threshold) -> None:
+    """D is e^(-1 / temperature) alone, and sigma' far below that."""
+    z = torch.zeros(32, 8, device=device)
+    z[:, 0] = 1
+    z += 0.01 * make_rows(32, 8, torch.float32, device=device)
+    z[16] = -z[0]
+    k = torch.full((32,), threshold, device=device)
+    result = run(adaptive_info_nce, z, k, z.dtype, backend=compiled, temperature=temperature, threshold_grad=width)
+    exact = run(reference.adaptive_info_nce, z, k, torch.float64, temperature=temperature, threshold_grad=width)
+    scale = exact.grad_threshold.norm().item()
+    error = (result.grad_threshold - exact.grad_threshold).norm().item()
+    assert error <= max(1e-5 / min(temperature, width) * scale, 1e-30)
+
+
 def test_large_upstream_gradients_of_rows_far_from_all_their_candidates(compiled, device) -> None:
     """e^(1 / temperature) / D is e^80; a loss scaler's factor comes on top."""
     z = torch.tensor([[1, 0], [1, 0.01], [-1, 0], [-1, 0.01]], device=device)

@@ -69,6 +69,13 @@ def test_every_instruction_set_is_correct(
                    threshold_grad=0.1, histogram_bins=20, **options)
 
 
+@pytest.mark.parametrize("n", [2, 62, 64, 66, 126, 128])
+def test_every_instruction_set_finds_the_partners(input_type: torch.dtype, n: int) -> None:
+    """Partners at, just under and just over the side of a tile apart, and that of two."""
+    z = make_rows(n, 19, input_type)
+    assert_correct(z, clear_thresholds(z), "cpp", temperature=0.2, threshold_grad=0.1)
+
+
 def test_upstream_gradients_of_any_size(input_type: torch.dtype) -> None:
     z = make_rows(130, 19, input_type).requires_grad_()
     k = clear_thresholds(z.detach()).float().requires_grad_()
