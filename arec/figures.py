@@ -308,7 +308,9 @@ def false_negatives(runs: Sequence[Run]) -> Figure:
     for axes, run in panels:
         epochs, found = run.curve("false_negatives")
         for key, (label, style) in parts.items():
-            axes.plot(epochs, [each[key] for each in found], style, marker=".", label=label)
+            # The precision of no pair is none.
+            shares = [each[key] if each["selected"] or key != "precision" else np.nan for each in found]
+            axes.plot(epochs, shares, style, marker=".", label=label)
         axes.set_ylim(0, 1)
         _whole_epochs(axes.xaxis)
     _legend(figure)

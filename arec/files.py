@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         RunError: the folder or the disk refuses.
     """
     # Not of `tempfile`, which gives every file the mode 0600, whatever the umask.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{_temporary(path)}{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -34,6 +36,20 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def remove_half_written(*paths: Path) -> None:
+    """Remove what processes that were killed left of these files, which nobody else may be writing."""
+    for path in paths:
+        for temporary in path.parent.glob(f"{glob.escape(_temporary(path))}*"):
+            if temporary.suffix[1:].isdigit():
+                with suppress(OSError):
+                    temporary.unlink()
+
+
+def _temporary(path: Path) -> str:
+    """How the name begins of what becomes this file, the number of the process being its end."""
+    return f".{path.name}."
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

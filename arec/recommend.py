@@ -86,7 +86,8 @@ def _best(
         seen = np.minimum(lengths, objective.encoder.max_length)
         inputs = gather_windows(sequences.items, ends, seen)
         scores = objective.score(inputs.to(device), torch.from_numpy(seen).to(device))
-        best = top_items(scores, top, history.to(device))
+        scores.scatter_(1, history.to(device), -torch.inf)  # in place: nothing else wants them
+        best = top_items(scores, top)
         best_scores = scores.gather(1, best)
         for user, items, values in zip(batch, best.cpu().numpy(), best_scores.cpu().numpy()):
             kept = items > 0
@@ -159,7 +160,8 @@ def write_recommendations() -> None:
     users = np.flatnonzero(sequences.lengths > 0)
     if arguments.users:
         number = {name: user for user, name in enumerate(sequences.user_ids)}
-        asked = [name.strip() for name in arguments.users]  # as the data are read
+        # As text is read; ids of Parquet keep their blanks.
+        asked = [name if name in number else name.strip() for name in arguments.users]
         unknown = [name for name in asked if name not in number]
         if unknown:
             named = ", ".join(map(repr, unknown))

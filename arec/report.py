@@ -39,7 +39,7 @@ def results_table(runs: Sequence[Run]) -> str:
         config = group[0].config
         figures = summary([run.metrics for run in group])
         named = ", ".join(run.name for run in group)
-        settings = ", ".join(f"{name} {getattr(config, name)}" for name in changed)
+        settings = ", ".join(f"{name} {getattr(config, name)}" for name in changed if config.uses(name))
         rows.append([named, Path(config.dataset).name, settings, *figures])
         if len({run.config.seed for run in group}) < len(group):
             repeated.append(f"Of {named} several have the same seed: not a deviation over seeds.")

@@ -25,7 +25,7 @@ from arec.config import Config
 from arec.figures import FIGURES
 from arec.files import user_path, write_bytes, write_text
 from arec.report import png
-from arec.runs import differing, read_run
+from arec.runs import read_run
 from arec.tables import TABLES, Table, over_seeds, to_csv, to_markdown, with_idle_simthres
 from arec.train import train
 
@@ -131,15 +131,6 @@ def write_table(plan: Plan, name: str, seeds: Sequence[int], needed: TableRuns) 
         for key, runs in needed.items()
     }
     ours = f"Ours: {over_seeds(len(seeds))}, {describe(plan, needed)}."
-    by_method = {method: runs[0][1] for (method, _), runs in needed.items()}
-    compared = [by_method[method] for method in ("duorec", "adaptiverec")]
-    others = [
-        f"{setting} {' and '.join(str(getattr(config, setting)) for config in compared)}"
-        for setting in differing(compared, "method", "views")
-        if compared[0].uses(setting)
-    ]
-    if others:
-        ours += f" Those of DuoRec and AdaptiveRec differ in more than the method: {', '.join(others)}."
     text = to_markdown(name, plan.name, results, ours)
     write_text(plan.runs_dir / f"{name}-{plan.name}.md", text)
     write_text(plan.runs_dir / f"{name}-{plan.name}.csv", to_csv(name, plan.name, results))

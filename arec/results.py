@@ -91,10 +91,11 @@ def format_results(metrics: dict[str, Any]) -> str:
         ]
     if "false_negatives" in metrics:
         found = metrics["false_negatives"]
+        precision = f"{found['precision']:.4f}" if found["selected"] else "-"
         lines += [
             "",
             f"{'false negatives':26}{'precision':>11}{'recall':>11}",
-            f"{'above SimThres':26}{found['precision']:11.4f}{found['recall']:11.4f}",
+            f"{'above SimThres':26}{precision:>11}{found['recall']:11.4f}",
             f"{'random, as many':26}{found['base_rate']:11.4f}{found['selected']:11.4f}",
             "a pair of sequences is a true one when the same planted intent makes both targets;",
             "the precision of a random mask is the base rate",

@@ -94,7 +94,11 @@ def read_run(folder: str | Path, name: str | None = None) -> Run:
     lines = _text(folder / LOG).splitlines() if finished or (folder / LOG).exists() else []
     if not lines:
         raise RunError(f"{folder}: no epoch is finished yet")
-    log = [_json(folder / LOG, line, _EpochRecord, number) for number, line in enumerate(lines, start=1)]
+    try:
+        log = [_json(folder / LOG, line, _EpochRecord, number) for number, line in enumerate(lines, start=1)]
+    except RunError as error:
+        way_out = f"without it and {METRICS}" if finished else "without it"
+        raise RunError(f"{error}; {way_out}, arec.train --resume writes it again") from None
     return Run(name or folder.name, config, log, read_metrics(folder) if finished else None)
 
 

@@ -9,6 +9,7 @@ import argparse
 import fcntl
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -22,10 +23,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from arec import parallel
 from arec.checkpoint import (
     BEST,
+    CANDIDATES,
     CONFIG,
     LAST,
     MESSAGES,
     METRICS,
+    RUN_FILES,
     is_finished,
     load_data,
     located,
@@ -36,7 +39,7 @@ from arec.cli import Parser, add_settings, given_settings, run_program
 from arec.config import PLACES, RECIPE_NAMES, Config
 from arec.device import pick_device, random_numbers_kept
 from arec.errors import ConfigError, RunError
-from arec.files import user_path, write_json, write_text
+from arec.files import remove_half_written, user_path, write_json, write_text
 from arec.results import final_metrics, format_results
 from arec.runs import read_metrics
 from arec.scoring import evaluate_model
@@ -169,7 +172,9 @@ def _locked(folder: Path) -> int:
         os.close(lock)
         raise RunError(f"{folder}: another process is training this run") from None
     except OSError:
-        pass  # a file system without locks
+        return lock  # a file system without locks
+    # Sampled candidates an evaluation may be writing.
+    remove_half_written(*(folder / name for name in RUN_FILES if name != CANDIDATES))
     return lock
 
 
@@ -295,6 +300,21 @@ def _default_folder(config: Config) -> Path:
         return folder
 
 
+class _LogFile(logging.FileHandler):
+    """A log that goes on without its file where that can't be written any more, and says so once."""
+
+    lost = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self.lost:
+            self.lost = True
+            print(f"{self.baseFilename}: cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is left in its buffer
+            super().close()
+
+
 @contextmanager
 def _logging_to(path: Path) -> Iterator[logging.Logger]:
     """Log to standard error and to a file, what the main process has to say.
@@ -311,7 +331,7 @@ def _logging_to(path: Path) -> Iterator[logging.Logger]:
         log.setLevel(logging.INFO)
     try:
         # A name of a file may hold bytes that are no text.
-        to_file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        to_file = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}") from None
     root = logging.getLogger()

@@ -73,7 +73,7 @@ def adaptive_info_nce(
             rows come to be alike, all pairs are positives, nothing repels, and the loss falls to 0
             (`row_similarity_quantile` moves with the rows). A cosine equal to the threshold is a
             negative; they are compared in float32 (float64 for float64 `z`). It gets a gradient only
-            with `threshold_grad`.
+            with `threshold_grad`. Between forward and backward it stays as it is, like `z` (`clone()` it).
         temperature: a Python number from 1e-20 to 1e20; the logits are cosine / temperature (the
             paper has none). No gradient goes to it.
         groups: (2B,) or (B,) integers. Rows of one group >= 0 (say, with the same target item, or
@@ -119,7 +119,7 @@ def adaptive_info_nce(
     Of a compiled backend torch.compile compiles anew for each value of `temperature`, `partner_weight`
     and `threshold_grad`, up to its `recompile_limit`: keep a schedule of them out of the compiled
     region. torch.export keeps the gradient of "reference" only, without an error, and the backend
-    chosen then; to load what it made, import `arec_kernels`.
+    chosen then; to load what it made, import `arec_kernels`. torch.jit.trace keeps the number of rows.
     """
     check_views(z)
     check_options(temperature, positives, partner_weight, denominator, weighting, threshold_grad,

@@ -146,7 +146,7 @@ def _contents(path: Path) -> tuple[bytes, str]:
                 for member in _ARCHIVE_MEMBERS:
                     if member in archive.namelist():
                         return archive.read(member), Path(member).name
-            raise DataError(f"{path}: holds none of {', '.join(_ARCHIVE_MEMBERS)}")
+            raise DataError(f"{path}: holds none of {', '.join(_ARCHIVE_MEMBERS)}; unpack a file of your own, or use .gz")
         if name.endswith(".gz"):
             with gzip.open(path) as file:
                 return file.read(), name.removesuffix(".gz")
@@ -201,6 +201,8 @@ def _looks_like_columns(lines: list[str]) -> bool:
 
 
 def _read_delimited(where: str, data: bytes, dialect: _Delimited) -> pl.DataFrame:
+    if b"\n" not in data and b"\r" in data:
+        raise DataError(rf"{where}: expected lines that end in \n or \r\n, found \r alone")
     header = dialect.fields is None
     if header:
         fields = next(_records(data, dialect), (1, []))[1]
@@ -313,7 +315,7 @@ def _chosen_columns(where: str, columns: Columns, header: list[str]) -> Columns:
     if not _named(columns) <= set(header):
         found = textwrap.shorten(", ".join(map(repr, header)), 160, placeholder=" …")
         if columns == _INTER_COLUMNS:
-            hint = "With other columns it is a .tsv, of which "
+            hint = "With other columns rename it to .tsv, of which "
         else:
             hint = "Text files need a header line. In CSV (commas), TSV and Parquet "
         raise DataError(
@@ -368,7 +370,8 @@ def _as_id(column: pl.Series, blanks: bool) -> pl.Series:
     if column.dtype.is_nested():
         return pl.Series([None] * len(column), dtype=pl.String)
     column = _finite(column)
-    if column.dtype.is_float():  # as programs keep whole numbers where some are missing
+    # As programs keep whole numbers where some are missing, and databases all of them.
+    if column.dtype.is_float() or column.dtype.is_decimal():
         whole = column.cast(pl.Int64, strict=False)
         column = whole if whole.eq_missing(column).all() else column
     if column.dtype.is_integer():

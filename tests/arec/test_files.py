@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from arec.files import write_atomically, write_text
+from arec.files import remove_half_written, write_atomically, write_text
 
 
 def test_files_of_a_run_follow_the_umask(tmp_path) -> None:
@@ -30,3 +30,11 @@ def test_a_file_that_cannot_be_completed_stays_as_it_was(tmp_path, before) -> No
     with pytest.raises(KeyboardInterrupt):
         write_atomically(tmp_path / "metrics.json", interrupted)
     assert [path.read_text() for path in tmp_path.iterdir()] == before
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path) -> None:
+    kept = ["metrics.json", ".metrics.json.old", ".metrics.json", "metrics.json.12", ".log.jsonl.12"]
+    for name in (*kept, ".metrics.json.12", ".metrics.json.34567"):
+        (tmp_path / name).write_text("")
+    remove_half_written(tmp_path / "metrics.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -142,6 +142,21 @@ def test_top_items_when_few_are_left():
     assert top_items(scores, 10, torch.tensor([[2, 0]])).tolist() == [[3, 1, 0]]
 
 
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("rest", [0, 1, 127])
+def test_top_items_of_many_are_those_of_a_search_in_all(monkeypatch, count, rest):
+    monkeypatch.setattr(ranking, "_FEWEST_BLOCKS", 2)
+    scores = torch.rand(5, 1 + 6 * 128 + rest)
+    scores[1, 300:] = -torch.inf
+    scores[2] = -torch.inf  # nothing is left
+    scores[3, -1] = 2.0  # the best stands behind the last block
+    scores[4, 1:5] = torch.tensor([4.0, 5.0, 6.0, 7.0])  # all in one block
+    best = scores[:, 1:].topk(count, dim=1)
+    expected = (best.indices + 1).masked_fill(best.values == -torch.inf, 0)
+    assert torch.equal(top_items(scores, count), expected)
+    assert ranking._largest(scores[:, 1:], count)[1].max() < scores.shape[1] - 1
+
+
 @pytest.mark.parametrize("stage", ["valid", "test"])
 def test_candidates_are_neither_the_target_nor_in_the_history(split, stage):
     drawn = draw_candidates(split, stage, seed=3, batch_size=2)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from programs import SMALL, call
@@ -128,3 +129,15 @@ def test_histories_are_of_items_that_the_model_knows(wrong) -> None:
 
 def test_no_items_are_no_recommendation(tmp_path, refused) -> None:
     assert "--top: expected at least 1, got 0" in refused(recommend, tmp_path, "--top", 0)
+
+
+def test_ids_of_parquet_keep_their_blanks(tmp_path, monkeypatch, capsys) -> None:
+    """As databases pad them."""
+    rows = [(f"u{user:<5}", f"i{(user + step) % 9}", step) for user in range(12) for step in range(5)]
+    pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row").write_parquet(tmp_path / "log.parquet")
+    call(train, monkeypatch, "--dataset", tmp_path / "log.parquet", "--run-dir", tmp_path / "run", "--epochs", 1,
+         "--k-core", 1, *SMALL)  # fmt: skip
+    capsys.readouterr()
+    call(recommend, monkeypatch, tmp_path / "run", "--top", 1, "--users", "u3    ")
+    table, said = capsys.readouterr()
+    assert [row["user"] for row in csv.DictReader(table.splitlines())] == ["u3    "] and not said

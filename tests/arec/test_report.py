@@ -356,6 +356,14 @@ def test_false_negatives_are_what_their_labels_say() -> None:
     }  # fmt: skip
 
 
+def test_of_no_pairs_there_is_no_precision() -> None:
+    run = make("a")
+    run.log[0]["false_negatives"] |= {"precision": 0.0, "recall": 0.0, "selected": 0.0}
+    drawn = {label: line[0, 1] for label, line in curves(figures.false_negatives([run]).axes[0]).items()}
+    assert np.isnan(drawn.pop("precision of pairs above SimThres"))
+    assert not np.isnan([*drawn.values()]).any()
+
+
 @pytest.mark.parametrize("file", ["similarity.png", "simthres.png", "false-negatives.png"])
 def test_panels_have_the_names_of_their_runs(file) -> None:
     runs = [make(name) for name in "abcde"]
@@ -411,6 +419,14 @@ def test_runs_of_other_seeds_are_a_row_of_the_table() -> None:
         "| b | log.csv | quantile 0.5 | 0.2000 | 0.1000 | 0.4000 | 0.2000 |",
     ]
     assert "In 1 of 1 runs of AdaptiveRec at most 0.004 pairs a row" in lines[-1]
+
+
+def test_the_table_has_no_settings_without_effect() -> None:
+    runs = [make("a"), make("b", quantile=0.5), make("c", method="duorec")]
+    rows = report.results_table(runs).splitlines()[2:5]
+    assert [row.split(" | ")[2] for row in rows] == [
+        "method adaptiverec, quantile 0.9", "method adaptiverec, quantile 0.5", "method duorec"
+    ]  # fmt: skip
 
 
 def test_runs_on_other_data_are_no_row_of_the_table() -> None:

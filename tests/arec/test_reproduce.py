@@ -62,9 +62,6 @@ def test_runs_what_is_missing_once(
     text = capsys.readouterr().out
     assert text.startswith(f"## Table {table[-1]}, walks.txt\n")
     assert "over 2 seeds" in text and "epochs = 1" in text
-    differ = re.search("AdaptiveRec differ in more than the method: (.*)[.]", text)[1].split(", ")
-    assert {"batch_size 256 and 1024", "similarity dot and cosine"} <= {*differ}
-    assert not {"epochs", "views", "quantile"} & {setting.split()[0] for setting in differ}
     assert (runs / f"{table}-walks.txt.md").read_text() == text.removesuffix("\n")
     folders = sorted(path.parent for path in runs.glob("*/metrics.json"))
     assert len(folders) == 2 * cells

@@ -45,6 +45,8 @@ def test_what_simthres_found(correlation: float | None, said: str) -> None:
         f"deviation of each row's own quantile: 0.0200; {said}",
     ]
     assert "SimThres" not in format_results({})
+    metrics["false_negatives"] = {"precision": 0.0, "recall": 0.0, "base_rate": 0.125, "selected": 0.0}
+    assert f"{'above SimThres':26}          -     0.0000" in format_results(metrics).splitlines()
 
 
 def test_the_figures_beside_the_model_s_are_of_the_test_items() -> None:

@@ -216,6 +216,24 @@ def test_a_folder_of_other_files_is_refused_before_training(
     assert (folder / "metrics.json").is_file()
 
 
+def test_what_a_killed_process_left_is_no_obstacle(log_file, tmp_path, monkeypatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".config.toml.123", ".last.pt.123"):
+        (folder / name).write_text("half")
+    call(train, monkeypatch, "--dataset", log_file, "--run-dir", folder, "--epochs", 1, *SMALL)
+    assert {path.name for path in folder.iterdir()} == set(checkpoint.RUN_FILES)
+
+
+def test_a_log_file_that_cannot_be_written_is_said_once(capsys) -> None:
+    handler = train._LogFile("/dev/full")
+    for message in ("one", "two"):
+        handler.emit(logging.LogRecord("arec", logging.INFO, "", 0, message, None, None))
+    handler.close()
+    said = capsys.readouterr().err
+    assert said == "/dev/full: cannot be written: [Errno 28] No space left on device\n"
+
+
 def test_sampled_candidates_are_for_the_test_items_and_of_the_run_s_seed(
     log_file, tmp_path, monkeypatch
 ) -> None:

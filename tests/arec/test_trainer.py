@@ -81,7 +81,8 @@ def test_resumed_run_equals_an_uninterrupted_one(
         with pytest.raises(SystemExit) as exit:
             call(train, monkeypatch, *options, "--run-dir", tmp_path / "cut")
     assert exit.value.code == 130
-    kept = f"{last} epochs" + (f" and {batches} of " if batches else f"; --resume {tmp_path / 'cut'}")
+    way_on = f"; python -m arec.train --resume {tmp_path / 'cut'} goes on"
+    kept = f"{last} epochs" + (f" and {batches} of " if batches else way_on)
     messages = capsys.readouterr().err
     assert f"interrupted after {kept}" in messages
     saved = re.findall(rf"^epoch +{last + 1} .* after 1 of 3 batches, saved$", messages, re.MULTILINE)
