@@ -146,7 +146,8 @@ def _contents(path: Path) -> tuple[bytes, str]:
                 for member in _ARCHIVE_MEMBERS:
                     if member in archive.namelist():
                         return archive.read(member), Path(member).name
-            raise DataError(f"{path}: holds none of {', '.join(_ARCHIVE_MEMBERS)}; unpack a file of your own, or use .gz")
+            known = ", ".join(_ARCHIVE_MEMBERS)
+            raise DataError(f"{path}: holds none of {known}; unpack a file of your own, or use .gz")
         if name.endswith(".gz"):
             with gzip.open(path) as file:
                 return file.read(), name.removesuffix(".gz")

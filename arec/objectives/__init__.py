@@ -5,10 +5,10 @@ that compares views derives from `ContrastiveObjective` and stands in `_CONTRAST
 that compares them with SimThres from `AdaptiveRec` and in `_ADAPTIVE` too; where it has thresholds of its
 own, its recipe says ``simthres = "row"``, or it gets a network g that nothing uses. A setting of its own is a field
 of `Config`, with a line of `_USED` there that says which runs use it, and a case of
-`tests/arec/test_settings.py`; the lines of settings that it does not use are to leave it out. Where its views are to be
-of crop, mask and reorder, `Config._check`, which has them for CL4SRec and AdaptiveRec only, lets them pass; `tests/arec/test_methods.py` trains every method. The targets of a batch
-have another shape with ``rows="prefix"`` (`arec.data.batches.Batch`), of which `next_item_loss` of `sasrec`
-takes care.
+`tests/arec/test_settings.py`; the lines of settings that it does not use are to leave it out. Views of crop, mask and
+reorder are for CL4SRec and AdaptiveRec, unless `Config._check` lets it have them. `tests/arec/test_methods.py` trains
+every method. The targets of a batch have another shape with ``rows="prefix"`` (`arec.data.batches.Batch`), of which
+`next_item_loss` of `sasrec` takes care.
 """
 
 from __future__ import annotations
