@@ -128,7 +128,7 @@ def backward_kernel(
             entry -= above_column * column_positive[None, :]
         if THRESHOLD_GRAD:
             soft += threshold_gradient(
-                s, threshold, shift, linear, center, exponential, scale, threshold_width
+                s, threshold, shift, linear, center, exponential, scale, threshold_width, n
             )
         if WIDTH != BLOCK_K or WIDTH != BLOCK_D:
             column_block = load_block(unit_ptr, first_column, first_d, WIDTH, COLUMNS, BLOCK_D)
@@ -213,12 +213,16 @@ def threshold_gradient(
     exponential,
     scale,
     threshold_width,
+    n,
 ):
     """(ROWS,) sums of dl_i/dq_ij sigma(1 - sigma) over the candidates of the tile."""
     distance = tl.abs((s - threshold[:, None]) / threshold_width) * LOG2_E
     tail = tl.exp2(-distance)
     # One exponent for both factors: apart, one far above log D overflows before sigma' is 0.
-    share = tl.exp2(s * scale - log2_denominator[:, None] - distance)
+    exponent = s * scale - log2_denominator[:, None] - distance
+    # Of which the sum of a row is finite, as in the oracle: an upstream gradient may be 0.
+    most = 126.0 - tl.log2(n * 1.0)
+    share = tl.exp2(tl.where(exponent > most, most, exponent))
     value = exponential[:, None] * share + linear[:, None] * (s - center[:, None]) * tail
     return tl.sum(tl.where(s == LEFT_OUT, 0.0, value / ((1.0 + tail) * (1.0 + tail))), 1)
 

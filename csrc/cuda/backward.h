@@ -11,6 +11,8 @@ __device__ __forceinline__ float threshold_pull(const Backward& p, const float (
                                                 float threshold, float shift, float linear, float center,
                                                 float exponential) {
   float total = 0;
+  // Of shares up to there the sum of a row is finite, as in the oracle: an upstream gradient may be 0.
+  const float most = 126 - log2f(float(p.rows.n));
 #pragma unroll
   for (int c = 0; c < S::kFragments; ++c)
 #pragma unroll
@@ -20,7 +22,8 @@ __device__ __forceinline__ float threshold_pull(const Backward& p, const float (
       // log D in it: apart, one of them may be as large as a float is before the other one is 0.
       const float distance = fabsf(x - threshold) * p.inverse_width;
       const float t = exp2_fast(-distance);
-      const float share = exp2_fast(x * p.scale - shift - distance);
+      const float exponent = x * p.scale - shift - distance;
+      const float share = exp2_fast(exponent > most ? most : exponent);
       const float value = (linear * (x - center) * t + exponential * share) / ((1 + t) * (1 + t));
       total += x == kLeftOut ? 0.0f : value;
     }

@@ -220,6 +220,19 @@ def test_a_share_of_a_partner_far_away_pulls_no_threshold(compiled, device, temp
     assert error <= max(1e-5 / min(temperature, width) * scale, 1e-30)
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.02])
+def test_an_infinite_pull_on_the_threshold_of_a_row_without_upstream_gradient(compiled, device, temperature) -> None:
+    """Row 0's duplicate is above its threshold and its partner far away: e^((s - s') / temperature) overflows."""
+    z = torch.tensor([[1, 0], [1, 0.05], [-1, 0.1], [-1, 0.2], [-1, 0.05], [-1, 0]], device=device)
+    k = torch.full((6,), 0.5, device=device, requires_grad=True)
+    options = {"temperature": temperature, "threshold_grad": 1.0, "reduction": "none", "backend": compiled}
+    weights = torch.ones(6, device=device)
+    weights[0] = 0
+    (adaptive_info_nce(z, k, **options) * weights).sum().backward()
+    assert k.grad[0] == 0
+    assert not k.grad.isnan().any()
+
+
 def test_large_upstream_gradients_of_rows_far_from_all_their_candidates(compiled, device) -> None:
     """e^(1 / temperature) / D is e^80; a loss scaler's factor comes on top."""
     z = torch.tensor([[1, 0], [1, 0.01], [-1, 0], [-1, 0.01]], device=device)
