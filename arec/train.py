@@ -160,7 +160,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _locked(folder: Path) -> int:
-    """The descriptor that locks the folder until it is closed."""
+    """The descriptor that locks the folder until it is closed; what killed trainings left half-written there goes."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)

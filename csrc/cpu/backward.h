@@ -79,12 +79,10 @@ __attribute__((noinline)) void threshold_gradients(const Backward<typename V::Sc
       const int64_t j = tile.column + c;
       const auto x = V::load(s + r * kSide + c);
       const auto candidate = candidates(c);
-      const auto row = pull(x, V::broadcast(pairs.threshold[i]),
-                            V::broadcast(pairs.shift[i]),
+      const auto row = pull(x, V::broadcast(pairs.threshold[i]), V::broadcast(pairs.shift[i]),
                             V::broadcast(p.linear[i]) * (x - V::broadcast(p.center[i])),
                             V::broadcast(p.exponential[i]));
-      const auto column = pull(x, V::load(pairs.threshold + j),
-                               V::load(pairs.shift + j),
+      const auto column = pull(x, V::load(pairs.threshold + j), V::load(pairs.shift + j),
                                V::load(p.linear + j) * (x - V::load(p.center + j)),
                                V::load(p.exponential + j));
       sum = V::add_where(candidate, sum, row);

@@ -61,8 +61,8 @@ struct Pairs {
   Embeddings<T> z;
   const T* threshold;  // (padded_n)
   const T* group;      // (padded_n): equal for rows of one group, NaN for rows of none; or null
-  const T* shift;      // (padded_n): kOwnShift (and thresholds' gradient), the exponent of 2 is s * scale - shift, ...
-  T shared_shift;      // ... and else s * scale - shared_shift, a whole number at or above the scale
+  const T* shift;      // (padded_n): kOwnShift or gradient of thresholds, the exponent of 2 is s * scale - shift ...
+  T shared_shift;      // and else s * scale - shared_shift, a whole number at or above the scale
   T scale;             // log2(e) / temperature
   int options;
 };
