@@ -9,6 +9,14 @@ namespace {
 template <class V>
 struct Sums {
   typename V::Reg exp = V::broadcast(0), positives = exp, count = exp;
+
+  // Register by register: gcc copies a whole struct by way of memory.
+  Sums() = default;
+  Sums(const Sums& o) : exp(o.exp), positives(o.positives), count(o.count) {}
+  Sums& operator=(const Sums& o) {
+    exp = o.exp, positives = o.positives, count = o.count;
+    return *this;
+  }
 };
 
 // Adds the pairs of rows [row, row + 4) of a tile, whose similarities are `s` (at `at` of the counter's
@@ -56,6 +64,7 @@ void add_sums(const Forward<typename V::Scalar>& p, const Tile& tile, int64_t ro
     }
     column_sums[c / V::kLanes] = column;
   }
+#pragma GCC unroll 4
   for (int r = 0; r < 4; ++r) row_sums[r] = rows[r];
 }
 
